@@ -162,11 +162,12 @@ func (w *arrayWriter) volume(v Volume) {
 // Decoder reads what [Encoder] writes. It trusts nothing in its input. It is
 // not safe for concurrent use.
 type Decoder struct {
-	zstd *zstd.Decoder
-	dec  *msgpack.Decoder
-	buf  []byte
-	in   bytes.Reader
-	text map[string]string // strings that recur from batch to batch
+	zstd    *zstd.Decoder
+	dec     *msgpack.Decoder
+	buf     []byte
+	in      bytes.Reader
+	text    map[string]string // strings that recur from batch to batch
+	scratch []byte
 }
 
 // NewDecoder returns a decoder.
@@ -189,8 +190,9 @@ func (d *Decoder) Decode(body []byte) (*Batch, error) {
 	d.in.Reset(raw)
 	d.dec.Reset(&d.in)
 	b := &Batch{}
-	r := &arrayReader{dec: d.dec, in: &d.in, text: d.text}
+	r := &arrayReader{dec: d.dec, in: &d.in, text: d.text, scratch: d.scratch}
 	r.batch(b)
+	d.scratch = r.scratch
 	if r.err == nil && d.in.Len() > 0 {
 		r.err = fmt.Errorf("%d bytes after the batch", d.in.Len())
 	}
@@ -211,8 +213,10 @@ func (d *Decoder) Decode(body []byte) (*Batch, error) {
 type arrayReader struct {
 	dec  *msgpack.Decoder
 	in   *bytes.Reader
-	text map[string]string
+	text map[string]string // strings that recur
 	err  error
+
+	scratch []byte
 }
 
 func (r *arrayReader) fail(format string, args ...any) {
@@ -259,13 +263,13 @@ func (r *arrayReader) batch(b *Batch) {
 	} else {
 		b.IDs = make([]string, r.list("ids"))
 		for i := range b.IDs {
-			b.IDs[i] = r.newString("id")
+			b.IDs[i] = r.string("id")
 		}
 	}
 	b.Gaps = make([]Gap, r.list("gaps"))
 	for i := range b.Gaps {
 		more := r.array("gap", 5)
-		b.Gaps[i] = Gap{r.string("gap meter"), r.string("gap resource"), r.int("gap start"), r.int("gap end"), r.newString("gap reason")}
+		b.Gaps[i] = Gap{r.string("gap meter"), r.string("gap resource"), r.int("gap start"), r.int("gap end"), r.string("gap reason")}
 		r.skip(more)
 	}
 	r.skip(extra)
@@ -419,48 +423,30 @@ func (r *arrayReader) float(what string) uint64 {
 // bytes returns a copy of the next element, nil where it is empty.
 func (r *arrayReader) bytes(what string) []byte {
 	c := r.code(what)
-	if r.err != nil {
-		return nil
-	}
-	if !msgpcode.IsBin(c) {
+	if r.err == nil && !msgpcode.IsBin(c) {
 		r.fail("%s: code %#x is no byte string", what, c)
-		return nil
 	}
-	return r.take(what)
+	return r.take(what, nil)
 }
 
-func (r *arrayReader) take(what string) []byte {
+// take appends the next element's bytes to dst, which is returned as it is
+// where the element is empty.
+func (r *arrayReader) take(what string, dst []byte) []byte {
+	if r.err != nil {
+		return dst
+	}
 	n, err := r.dec.DecodeBytesLen()
+	if err == nil && n > r.in.Len() {
+		err = fmt.Errorf("%d bytes, %d are left", n, r.in.Len())
+	}
+	if err == nil && n > 0 {
+		dst = append(dst, make([]byte, n)...)
+		err = r.dec.ReadFull(dst[len(dst)-n:])
+	}
 	if err != nil {
 		r.fail("%s: %w", what, err)
-		return nil
 	}
-	if n <= 0 {
-		return nil
-	}
-	if n > r.in.Len() {
-		r.fail("%s: %d bytes, %d are left", what, n, r.in.Len())
-		return nil
-	}
-	b := make([]byte, n)
-	if err := r.dec.ReadFull(b); err != nil {
-		r.fail("%s: %w", what, err)
-		return nil
-	}
-	return b
-}
-
-// newString returns the next element, which is not expected to recur.
-func (r *arrayReader) newString(what string) string {
-	c := r.code(what)
-	if r.err != nil {
-		return ""
-	}
-	if !msgpcode.IsString(c) {
-		r.fail("%s: code %#x is no string", what, c)
-		return ""
-	}
-	return string(r.take(what))
+	return dst
 }
 
 // maxText bounds the strings that a decoder keeps.
@@ -468,15 +454,21 @@ const maxText = 1 << 16
 
 // string returns the next element, and the same string where it recurs.
 func (r *arrayReader) string(what string) string {
-	s := r.newString(what)
-	if kept, ok := r.text[s]; ok {
+	c := r.code(what)
+	if r.err == nil && !msgpcode.IsString(c) {
+		r.fail("%s: code %#x is no string", what, c)
+	}
+	r.scratch = r.take(what, r.scratch[:0])
+	if r.err != nil {
+		return ""
+	}
+	if kept, ok := r.text[string(r.scratch)]; ok {
 		return kept
 	}
 	if len(r.text) >= maxText {
 		clear(r.text)
 	}
-	if r.err == nil {
-		r.text[s] = s
-	}
+	s := string(r.scratch)
+	r.text[s] = s
 	return s
 }
