@@ -449,8 +449,11 @@ func (r *arrayReader) take(what string, dst []byte) []byte {
 	return dst
 }
 
-// maxText bounds the strings that a decoder keeps.
-const maxText = 1 << 16
+// What a decoder keeps of the strings it has seen.
+const (
+	maxText    = 1 << 16 // strings
+	maxTextLen = 256     // bytes of one
+)
 
 // string returns the next element, and the same string where it recurs.
 func (r *arrayReader) string(what string) string {
@@ -469,6 +472,8 @@ func (r *arrayReader) string(what string) string {
 		clear(r.text)
 	}
 	s := string(r.scratch)
-	r.text[s] = s
+	if len(s) <= maxTextLen {
+		r.text[s] = s
+	}
 	return s
 }
