@@ -1,5 +1,7 @@
 package sample
 
+//go:generate go run ../cmd/internal/gendocs ../docs
+
 // Meter is an entry of the catalogue: a kind of number that kvmeter itself
 // makes. Names of kvmeter's own meters never change their meaning.
 type Meter struct {

@@ -1,0 +1,122 @@
+# kvmeter. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+GO    ?= go
+VMS   ?= 2
+KVM   ?= 1
+DEMO  ?= 1
+TIME  ?= 30s
+REF   ?= HEAD~1
+TOOL  := $(GO) tool -modfile=tools/go.mod
+LAB   := ./bin/lab
+FILES  = git ls-files -co --exclude-standard '*.go' ':!gen/'
+
+# What each kind of work needs from Debian or Ubuntu.
+PACKAGES_LAB      := qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu busybox-static cpio binutils iproute2 procps
+PACKAGES_GENERATE := clang-14 llvm-14 libbpf-dev clang-format-14
+PACKAGES_TEST     := $(PACKAGES_LAB) $(PACKAGES_GENERATE) rabbitmq-server git
+
+# The tests that need root run as root; the compiler does not.
+ifneq ($(shell id -u),0)
+EXEC := -exec "sudo -E"
+endif
+
+export CGO_ENABLED ?= 0
+export BPF2GO_CC    := clang-14
+export BPF2GO_STRIP := llvm-strip-14
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: go
+go:
+	@scripts/go-version.sh "$(GO)"
+
+.PHONY: build
+build: go ## build both programs into bin/ (static, no cgo)
+	$(GO) build -trimpath -ldflags='-s -w' -o bin/ ./cmd/kvmeter ./cmd/kvmeter-agent
+
+.PHONY: run
+run: go ## set up, boot VMS=2 demo guests if there are none, run kvmeter and show top
+	@scripts/packages.sh "the demo guests" $(if $(filter 0,$(DEMO)),,$(PACKAGES_LAB))
+	$(MAKE) --no-print-directory build bin/lab
+	@VMS=$(VMS) DEMO=$(DEMO) scripts/run.sh
+
+.PHONY: test
+test: go ## install what the tests need and run everything, unit to end to end
+	@scripts/packages.sh "the tests" $(PACKAGES_TEST)
+	$(MAKE) --no-print-directory check test-unit test-lab
+
+.PHONY: test-unit
+test-unit: go ## tests that need neither root nor packages
+	$(GO) test -shuffle=on ./...
+
+.PHONY: test-lab
+test-lab: go build bin/lab ## tests on real guests, libvirt, RabbitMQ and BPF (root)
+	$(GO) test -tags lab -shuffle=on -count=1 -p 1 -timeout 20m $(EXEC) ./...
+
+.PHONY: test-race
+test-race: go ## unit tests under the race detector (needs gcc)
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
+
+.PHONY: test-all
+test-all: test test-race fuzz bench ## everything, with the long parts
+
+.PHONY: fuzz
+fuzz: go ## fuzz every decoder for TIME=30s each
+	@scripts/fuzz.sh "$(GO)" $(TIME)
+
+.PHONY: bench
+bench: go ## run the benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: bench-agent
+bench-agent: go build bin/lab ## µs of CPU a domain and poll for 20 domains at 1 Hz: agent, libvirtd, QEMU (root)
+	@scripts/packages.sh "the benchmark" $(PACKAGES_LAB)
+	$(GO) test -tags lab -count=1 -timeout 20m $(EXEC) -run '^$$' -bench Agent -benchtime 1x ./test/overhead
+
+.PHONY: bench-store
+bench-store: go ## CPU and bytes a sample of the store, and its queries
+	$(GO) test -run '^$$' -bench . -benchtime 1x ./central/store/local
+
+.PHONY: bench-compare
+bench-compare: go ## compare the benchmarks with REF=HEAD~1 by benchstat
+	@scripts/bench-compare.sh "$(GO)" $(REF)
+
+.PHONY: check
+check: go ## formatting, vet, staticcheck, generated files, import rule
+	@test -z "$$($(FILES) | xargs $(TOOL) gofumpt -l | tee /dev/stderr)" || { echo "gofumpt: run \`make format\`"; exit 1; }
+	$(GO) vet -tags lab ./...
+	$(TOOL) staticcheck -tags lab ./...
+	$(GO) test ./test
+	@scripts/generated.sh
+	@for f in scripts/*.sh .ci/run; do bash -n $$f; done
+
+.PHONY: format
+format: ## format the Go and C sources
+	$(FILES) | xargs $(TOOL) gofumpt -w
+	clang-format-14 -i bpf/*.bpf.c bpf/include/*.h
+
+.PHONY: generate
+generate: go ## rebuild the BPF objects and the generated docs
+	$(GO) generate ./...
+
+.PHONY: lab-up
+lab-up: go bin/lab ## boot VMS=2 Linux guests and KVM=1 ROM guests under a private libvirtd (root)
+	@scripts/packages.sh "the lab" $(PACKAGES_LAB)
+	$(if $(EXEC),sudo )$(LAB) up --vms $(VMS) --kvm $(KVM)
+
+.PHONY: lab-down
+lab-down: bin/lab ## end the lab
+	$(if $(EXEC),sudo )$(LAB) down
+
+.PHONY: bin/lab
+bin/lab: go
+	$(GO) build -o bin/lab ./test/lab/cmd/lab
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
