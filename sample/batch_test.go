@@ -62,7 +62,7 @@ func TestBatchSurvivesTheWire(t *testing.T) {
 	} {
 		extremes.Add(m(fmt.Sprint(i)), "test", v)
 	}
-	extremes.Gap(Gap{"*", "*", -5, 10, "libvirt does not answer"})
+	extremes.Gap(Gap{Meter: "*", Resource: "*", From: -5, To: 10, Reason: "libvirt does not answer", Node: "node-2"})
 	explicit := hostBatch(2)
 	for i := range explicit.Len() {
 		explicit.IDs = append(explicit.IDs, fmt.Sprintf("m-%d", i))
@@ -201,12 +201,16 @@ func TestDecodeIgnoresWhatLaterVersionsAppend(t *testing.T) {
 		6: []any{[]any{"cpu", "cumulative", "ns", "extra"}},
 		7: []any{[]any{"r", int64(0), uint64(1), "openstack", "p", "u", []byte("{}"), "user name", map[string]any{"a": 1}}},
 		8: []any{[]any{uint64(0), "walk", uint64(0), []byte{1}, []any{uint64(5)}, nil}},
+		10: []any{
+			[]any{"*", "*", int64(1), int64(2), "without a node"},
+			[]any{"*", "*", int64(1), int64(2), "why", "node-2", "extra"},
+		},
 	}
 	b, err := decoder(t).Decode(body(t, more, "eleven", []any{1, 2}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.Len() != 1 || b.Columns[0].Values[0] != 5 {
+	if b.Len() != 1 || b.Columns[0].Values[0] != 5 || len(b.Gaps) != 2 || b.Gaps[1].Node != "node-2" {
 		t.Errorf("got %+v", b)
 	}
 }

@@ -113,12 +113,13 @@ func (e *Encoder) batch(b *Batch) error {
 	}
 	w.array(len(b.Gaps))
 	for _, g := range b.Gaps {
-		w.array(5)
+		w.array(6)
 		w.string(g.Meter)
 		w.string(g.Resource)
 		w.int(g.From)
 		w.int(g.To)
 		w.string(g.Reason)
+		w.string(g.Node)
 	}
 	return w.err
 }
@@ -269,8 +270,14 @@ func (r *arrayReader) batch(b *Batch) {
 	b.Gaps = make([]Gap, r.list("gaps"))
 	for i := range b.Gaps {
 		more := r.array("gap", 5)
-		b.Gaps[i] = Gap{r.string("gap meter"), r.string("gap resource"), r.int("gap start"), r.int("gap end"), r.string("gap reason")}
-		r.skip(more)
+		b.Gaps[i] = Gap{
+			Meter: r.string("gap meter"), Resource: r.string("gap resource"),
+			From: r.int("gap start"), To: r.int("gap end"), Reason: r.string("gap reason"),
+		}
+		if more > 0 {
+			b.Gaps[i].Node = r.string("gap node")
+		}
+		r.skip(more - 1)
 	}
 	r.skip(extra)
 }

@@ -49,4 +49,5 @@ type Gap struct {
 	Resource string // "*": every resource of the node
 	From, To int64  // µs since the Unix epoch, UTC
 	Reason   string
+	Node     string // whose resources; empty: those of the batch's node
 }
