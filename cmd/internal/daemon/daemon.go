@@ -1,0 +1,161 @@
+// Package daemon is what kvmeter's programs have in common when they run as a
+// service: the log, signals, the metrics page, the flags about configuration.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kvmeter/kvmeter/cmd/internal/config"
+)
+
+// Flags are the flags every daemon takes.
+type Flags struct {
+	Config    string // path; empty: the default one, if it is there
+	Check     bool   // print the configuration and end
+	LogLevel  string
+	LogFormat string
+}
+
+// Register adds the flags to fs. The file is the daemon's, in the folder of
+// configuration.
+func (f *Flags) Register(fs *pflag.FlagSet, file string) {
+	fs.StringVar(&f.Config, "config", "", "configuration file (default "+file+", if it is there)")
+	fs.BoolVar(&f.Check, "check-config", false, "load the configuration, print it whole, and end")
+	f.RegisterLog(fs)
+}
+
+// RegisterLog adds the flags about the log alone.
+func (f *Flags) RegisterLog(fs *pflag.FlagSet) {
+	fs.StringVar(&f.LogLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&f.LogFormat, "log-format", "console", "console or json")
+}
+
+// Load fills cfg from the file and the environment. The file of the flag must
+// be there, the default one need not.
+func (f *Flags) Load(file string, cfg any) error {
+	path := f.Config
+	if path == "" {
+		found, err := config.Find(file)
+		if err != nil {
+			return err
+		}
+		path = found
+	}
+	return config.Load(path, os.Environ(), cfg)
+}
+
+// Logger returns the log, on standard error. Repeats of a message within a
+// second are sampled.
+func (f *Flags) Logger() (*zap.Logger, error) {
+	level, err := zapcore.ParseLevel(f.LogLevel)
+	if err != nil {
+		return nil, fmt.Errorf("--log-level: %w", err)
+	}
+	c := zap.NewProductionConfig()
+	c.Level = zap.NewAtomicLevelAt(level)
+	c.DisableCaller, c.DisableStacktrace = true, true
+	c.EncoderConfig.TimeKey = "time"
+	c.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
+	switch f.LogFormat {
+	case "json":
+	case "console":
+		c.Encoding = "console"
+		c.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
+	default:
+		return nil, fmt.Errorf("--log-format %q: it is console or json", f.LogFormat)
+	}
+	return c.Build()
+}
+
+// Context returns a context that ends with SIGINT or SIGTERM. A second signal
+// ends the program at once.
+func Context(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := signal.NotifyContext(parent, os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, cancel) // gives the signals back their usual effect
+	return ctx, cancel
+}
+
+// Registry returns a metrics registry with the process's own figures.
+func Registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// Metrics serves the registry's page at /metrics of addr until ctx ends. An
+// empty addr serves nothing.
+func Metrics(ctx context.Context, addr string, r *prometheus.Registry) error {
+	if addr == "" {
+		return nil
+	}
+	l, err := Listen("the metrics page", "metrics", addr)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	return Serve(ctx, l, mux)
+}
+
+// Listen opens a TCP port. What is served and the key that names the address
+// go into the error.
+func Listen(what, key, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("%s cannot listen on %s: another program does; end it, or choose another address with %s", what, addr, key)
+	case err != nil:
+		return nil, fmt.Errorf("%s cannot listen on %s: %w (setting: %s)", what, addr, err, key)
+	}
+	return l, nil
+}
+
+// Serve answers HTTP on l until ctx ends, then lets requests finish for a
+// moment.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	var g errgroup.Group
+	done := make(chan struct{})
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-done:
+			return nil
+		}
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if err := s.Shutdown(end); err != nil {
+			return s.Close()
+		}
+		return nil
+	})
+	err := s.Serve(l)
+	close(done)
+	if !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return g.Wait()
+}
+
+// Dirs are the folders of the user that runs the program.
+func Dirs() config.Dirs { return config.UserDirs(os.Getuid(), os.Getenv) }
+
+// File returns the path of a daemon's configuration file.
+func File(name string) string { return filepath.Join(Dirs().Config, name) }
