@@ -1,0 +1,445 @@
+//go:build lab
+
+package bpf_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/kvmeter/kvmeter/bpf"
+	"github.com/kvmeter/kvmeter/collectors/procfs"
+)
+
+type reader interface {
+	Origin() string
+	Read(ctx context.Context, procs []bpf.Proc, out []bpf.Usage) error
+	Stats() bpf.Stats
+	Close() error
+}
+
+// readers returns one of each that the kernel can run.
+func readers(t testing.TB) []reader {
+	t.Helper()
+	var all []reader
+	walk, err := bpf.LoadWalk()
+	switch {
+	case errors.Is(err, bpf.ErrNoTaskIterator):
+		t.Logf("without walk: %v", err)
+	case err != nil:
+		t.Fatal(err)
+	default:
+		all = append(all, walk)
+	}
+	iter, err := bpf.LoadIter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = append(all, iter, procfs.New(zap.NewNop()))
+	t.Cleanup(func() {
+		for _, r := range all {
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return all
+}
+
+func read(t testing.TB, r reader, procs ...bpf.Proc) []bpf.Usage {
+	t.Helper()
+	out := make([]bpf.Usage, len(procs))
+	if err := r.Read(t.Context(), procs, out); err != nil {
+		t.Fatalf("%s: %v", r.Origin(), err)
+	}
+	return out
+}
+
+// ok reads one process that must be readable.
+func ok(t testing.TB, r reader, p bpf.Proc) bpf.Usage {
+	t.Helper()
+	u := read(t, r, p)[0]
+	if u.Err != nil {
+		t.Fatalf("%s: %v", r.Origin(), u.Err)
+	}
+	return u
+}
+
+func sum(u bpf.Usage) uint64 {
+	total := u.Exited
+	for _, ns := range u.Run {
+		total += ns
+	}
+	return total
+}
+
+const qemuLike = "*CPU 0/KVM,*CPU 1/TCG,*IO iothread1,.IO mon_iothread,*worker,*vhost-4711,!worker,!worker,.call_rcu"
+
+func TestReadersAgreeToTheNanosecondOnAStoppedProcess(t *testing.T) {
+	c := startChild(t, qemuLike)
+	time.Sleep(300 * time.Millisecond)
+	c.stop(t)
+	clock, err := bpf.ProcessCPUClock(c.proc.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first bpf.Usage
+	for i, r := range readers(t) {
+		u := ok(t, r, c.proc)
+		if u.Process != clock || sum(u) != clock {
+			t.Errorf("%s: process %d ns, sum of its classes %d ns, its CPU clock %d ns", r.Origin(), u.Process, sum(u), clock)
+		}
+		if i == 0 {
+			first = u
+		}
+		if u != first {
+			t.Errorf("%s differs:\ngot  %+v\nwant %+v", r.Origin(), u, first)
+		}
+	}
+	if first.VCPUs != 2 {
+		t.Errorf("got %d vCPU threads, want 2", first.VCPUs)
+	}
+	for class := range bpf.Classes {
+		if first.Run[class] == 0 {
+			t.Errorf("no time in class %s", class)
+		}
+	}
+	if !first.HasIO || !first.HasWait || !first.HasSplit {
+		t.Errorf("not all is there: %+v", first)
+	}
+	if exited := uint64(2 * 20 * time.Millisecond); first.Exited < exited {
+		t.Errorf("two threads worked for 20 ms and exited; got %d ns", first.Exited)
+	}
+}
+
+func TestBytesOfExitedThreadsCount(t *testing.T) {
+	file := t.TempDir() + "/file"
+	before := make([]bpf.Usage, 0)
+	self := bpf.Proc{PID: os.Getpid()}
+	all := readers(t)
+	for _, r := range all {
+		before = append(before, ok(t, r, self))
+	}
+	const size = 1 << 20
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread exits
+		f, err := os.Create(file)
+		if err == nil {
+			_, err = f.Write(make([]byte, size))
+			err = errors.Join(err, f.Sync(), f.Close())
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range all {
+		after := ok(t, r, self)
+		if got := after.WriteBytes - before[i].WriteBytes; got < size || got > 2*size {
+			t.Errorf("%s: a thread wrote %d bytes, got %d", r.Origin(), size, got)
+		}
+	}
+}
+
+// threadClock is the exact CPU time of a thread of this process.
+func threadClock(t testing.TB, tid int) uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(^int32(tid)<<3|4|2, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(ts.Nano())
+}
+
+func TestARunningThreadIsCountedUpToNow(t *testing.T) {
+	tid := make(chan int)
+	stop := make(chan struct{})
+	go func() {
+		nameThread("CPU 0/KVM")
+		tid <- unix.Gettid()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	id := <-tid
+	defer close(stop)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	self := []bpf.Proc{{PID: os.Getpid()}}
+	for _, r := range readers(t) {
+		if r.Origin() == bpf.OriginCPUClock {
+			continue // counts up to the last tick
+		}
+		out := make([]bpf.Usage, 1)
+		var behind, ahead []time.Duration
+		for range 300 {
+			time.Sleep(3 * time.Millisecond)
+			start := time.Now()
+			if err := r.Read(t.Context(), self, out); err != nil {
+				t.Fatal(err)
+			}
+			exact := threadClock(t, id)
+			if out[0].Err != nil {
+				t.Fatalf("%s: %v", r.Origin(), out[0].Err)
+			}
+			took := time.Since(start)
+			off := time.Duration(exact - out[0].Run[bpf.VCPU])
+			behind = append(behind, off-took)
+			ahead = append(ahead, -off)
+		}
+		slices.Sort(behind)
+		slices.Sort(ahead)
+		at := func(d []time.Duration, percent int) time.Duration { return d[len(d)*percent/100] }
+		t.Logf("%s: behind the exact clock by p50 %v p95 %v p99 %v max %v; ahead of it by p95 %v p99 %v max %v",
+			r.Origin(), at(behind, 50), at(behind, 95), at(behind, 99), behind[len(behind)-1], at(ahead, 95), at(ahead, 99), ahead[len(ahead)-1])
+		if got := at(behind, 90); got > 20*time.Microsecond {
+			t.Errorf("%s: 90 %% of the reads should be at most 20 µs behind, got %v", r.Origin(), got)
+		}
+		if got := at(ahead, 90); got > 20*time.Microsecond {
+			t.Errorf("%s: 90 %% of the reads should be at most 20 µs ahead, got %v", r.Origin(), got)
+		}
+	}
+}
+
+func TestTheProcessNeverLosesTime(t *testing.T) {
+	c := startChild(t, qemuLike+",~worker,~worker")
+	for _, r := range readers(t) {
+		out := make([]bpf.Usage, 1)
+		var last bpf.Usage
+		torn := 0
+		for range 1500 {
+			before, err := bpf.ProcessCPUClock(c.proc.PID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Read(t.Context(), []bpf.Proc{c.proc}, out); err != nil {
+				t.Fatal(err)
+			}
+			u := out[0]
+			if errors.Is(u.Err, bpf.ErrTorn) {
+				torn++
+				continue
+			}
+			if u.Err != nil {
+				t.Fatalf("%s: %v", r.Origin(), u.Err)
+			}
+			if u.Process < before || sum(u) != u.Process {
+				t.Fatalf("%s: process %d ns, sum %d ns, CPU clock just before %d ns", r.Origin(), u.Process, sum(u), before)
+			}
+			if u.Process < last.Process || u.Exited < last.Exited {
+				t.Fatalf("%s: went from %+v to %+v", r.Origin(), last, u)
+			}
+			if u.Run[bpf.VCPU] < last.Run[bpf.VCPU] {
+				t.Fatalf("%s: vCPU time went from %d to %d", r.Origin(), last.Run[bpf.VCPU], u.Run[bpf.VCPU])
+			}
+			last = u
+		}
+		t.Logf("%s: torn %d of 1500, %+v", r.Origin(), torn, r.Stats())
+		if torn > 150 {
+			t.Errorf("%s: torn %d of 1500 times", r.Origin(), torn)
+		}
+	}
+}
+
+func TestAProcessThatIsNotTheOneMeantIsNamed(t *testing.T) {
+	c := startChild(t, ".CPU 0/KVM")
+	alive := startChild(t, ".CPU 0/KVM")
+	dead := startChild(t, ".CPU 0/KVM")
+	dead.kill()
+	self := bpf.Proc{PID: os.Getpid()}
+	thread := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		thread <- unix.Gettid()
+		select {}
+	}()
+	reused := c.proc
+	reused.StartTicks++
+	procs := []bpf.Proc{dead.proc, reused, {PID: 2}, {PID: <-thread}, {PID: 1 << 30}, {PID: -5}, {}, alive.proc, self}
+	want := []error{bpf.ErrGone, bpf.ErrReused, bpf.ErrKernelThread, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, nil, nil}
+	for _, r := range readers(t) {
+		for i, u := range read(t, r, procs...) {
+			if u.Err != want[i] {
+				t.Errorf("%s: %+v: got %v, want %v", r.Origin(), procs[i], u.Err, want[i])
+			}
+			if u.Err == nil && u.Process == 0 || u.Err != nil && u != (bpf.Usage{Err: u.Err}) {
+				t.Errorf("%s: %+v: %+v", r.Origin(), procs[i], u)
+			}
+		}
+		if s := r.Stats(); s.Failed != 7 || s.Processes != 9 || s.Reads != 1 {
+			t.Errorf("%s: %+v", r.Origin(), s)
+		}
+	}
+}
+
+func TestMoreProcessesThanFitOnceAreAllRead(t *testing.T) {
+	procs := make([]bpf.Proc, 1300)
+	for i := range procs {
+		procs[i] = bpf.Proc{PID: 1<<30 + i}
+	}
+	for _, i := range []int{0, 511, 512, 1299} {
+		procs[i] = startChild(t, ".CPU 0/KVM").proc
+	}
+	for _, r := range readers(t) {
+		for i, u := range read(t, r, procs...) {
+			if real := procs[i].StartTicks != 0; real != (u.Err == nil) || real && u.VCPUs != 1 {
+				t.Errorf("%s: process %d: %+v", r.Origin(), i, u)
+			}
+		}
+	}
+}
+
+func TestCapabilitiesAreNeededOnlyToLoad(t *testing.T) {
+	for name, caps := range map[string][]uintptr{
+		"CAP_BPF and CAP_PERFMON are enough, and Read needs none": {unix.CAP_BPF, unix.CAP_PERFMON},
+		"without CAP_PERFMON the error names it":                  {unix.CAP_BPF},
+		"without capabilities the error names both":               nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startChild(t, qemuLike)
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), childEnv+"=unprivileged", fmt.Sprintf("PROC=%d", c.proc.PID))
+			cmd.SysProcAttr = &syscall.SysProcAttr{
+				Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+				AmbientCaps: caps,
+			}
+			got, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, got)
+			}
+			want := ""
+			switch len(caps) {
+			case 2:
+				want = "walk ok\niter ok\n"
+			case 1:
+				want = missing("walk", "CAP_PERFMON") + missing("iter", "CAP_PERFMON")
+			case 0:
+				want = missing("walk", "CAP_BPF and CAP_PERFMON") + missing("iter", "CAP_BPF and CAP_PERFMON")
+			}
+			if string(got) != want {
+				t.Errorf("got:\n%swant:\n%s", got, want)
+			}
+		})
+	}
+}
+
+func missing(who, caps string) string {
+	return fmt.Sprintf("load %s: %v (%s missing): run as root, or grant them to the service (AmbientCapabilities=)\n",
+		who, bpf.ErrNoCapability, caps)
+}
+
+// beUnprivileged loads both programs, drops every capability, and reads.
+func beUnprivileged() int {
+	var proc bpf.Proc
+	fmt.Sscan(os.Getenv("PROC"), &proc.PID)
+	var all []reader
+	walk, err := bpf.LoadWalk()
+	if err != nil {
+		fmt.Println(err)
+	} else {
+		all = append(all, walk)
+	}
+	iter, err := bpf.LoadIter()
+	if err != nil {
+		fmt.Println(err)
+	} else {
+		all = append(all, iter)
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	runtime.LockOSThread() // the capabilities are this thread's
+	if err := unix.Capset(&hdr, &none[0]); err != nil {
+		fmt.Println("drop capabilities:", err)
+		return 1
+	}
+	if status, err := os.ReadFile("/proc/thread-self/status"); err != nil || !strings.Contains(string(status), "CapEff:\t0000000000000000") {
+		fmt.Println("capabilities are still there", err)
+		return 1
+	}
+	for _, r := range all {
+		out := make([]bpf.Usage, 1)
+		if err := r.Read(context.Background(), []bpf.Proc{proc}, out); err != nil || out[0].Err != nil {
+			fmt.Println(r.Origin(), err, out[0].Err)
+			return 1
+		}
+		if out[0].VCPUs != 2 || out[0].Exited == 0 || out[0].ReadBytes+out[0].WriteBytes+out[0].Process == 0 {
+			fmt.Printf("%s: %+v\n", r.Origin(), out[0])
+			return 1
+		}
+		fmt.Println(r.Origin(), "ok")
+	}
+	return 0
+}
+
+func TestReadingAllocatesNothing(t *testing.T) {
+	c := startChild(t, qemuLike)
+	r := readers(t)[0]
+	if r.Origin() != bpf.OriginWalk {
+		t.Skip("the kernel lacks the open-coded task iterator")
+	}
+	procs := []bpf.Proc{c.proc, {PID: 1}}
+	out := make([]bpf.Usage, len(procs))
+	if n := testing.AllocsPerRun(100, func() {
+		if err := r.Read(context.Background(), procs, out); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("got %v allocations a read, want 0", n)
+	}
+}
+
+// BenchmarkRead measures a poll. ns/op is wall clock on a busy machine;
+// cpu-ns/process is the thread's CPU time.
+func BenchmarkRead(b *testing.B) {
+	for _, size := range []struct {
+		procs   int
+		threads string
+	}{
+		{20, strings.Repeat(".CPU 0/KVM,", 1) + ".worker"},
+		{200, strings.Repeat(".CPU 0/KVM,", 6) + ".worker"},
+	} {
+		var procs []bpf.Proc
+		for range size.procs {
+			procs = append(procs, startChild(b, size.threads).proc)
+		}
+		out := make([]bpf.Usage, len(procs))
+		for _, r := range readers(b) {
+			if err := r.Read(b.Context(), procs, out); err != nil {
+				b.Fatal(err)
+			}
+			var threads uint32
+			for _, u := range out {
+				threads += u.Threads
+			}
+			b.Run(fmt.Sprintf("%s/%dprocesses,%dthreads", r.Origin(), len(procs), threads), func(b *testing.B) {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+				b.ReportAllocs()
+				start := threadClock(b, unix.Gettid())
+				for b.Loop() {
+					if err := r.Read(b.Context(), procs, out); err != nil {
+						b.Fatal(err)
+					}
+				}
+				perOp := float64(threadClock(b, unix.Gettid())-start) / float64(b.N)
+				b.ReportMetric(perOp/1e3, "cpu-µs/op")
+				b.ReportMetric(perOp/float64(len(procs)), "cpu-ns/process")
+			})
+		}
+	}
+}
