@@ -1,0 +1,216 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/digitalocean/go-libvirt"
+	"github.com/digitalocean/go-libvirt/socket/dialers"
+	"go.uber.org/zap"
+)
+
+//go:embed libvirtd.sh
+var libvirtdScript string
+
+// libvirtDirs are libvirt's folders and what stands for them; libvirtd.sh mounts
+// the same.
+var libvirtDirs = []struct{ name, path string }{
+	{"etc", "/etc/libvirt"},
+	{"lib", "/var/lib/libvirt"},
+	{"cache", "/var/cache/libvirt"},
+	{"log", "/var/log/libvirt"},
+	{"run", "/run/libvirt"},
+}
+
+const (
+	// qemuConf: as root, without what needs a service, a security module or a
+	// control group, and without a mount namespace for each guest.
+	qemuConf = `user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+stdio_handler = "file"
+namespaces = []
+cgroup_controllers = []
+`
+	// libvirtdConf: everybody may read, root may write.
+	libvirtdConf = `auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_ro_perms = "0777"
+unix_sock_rw_perms = "0700"
+log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+`
+)
+
+// Socket is the path of libvirtd's read-write socket, for root.
+func (l *Lab) Socket() string { return l.path("run", "libvirt-sock") }
+
+// ReadOnlySocket is the path of libvirtd's read-only socket, for everybody.
+func (l *Lab) ReadOnlySocket() string { return l.path("run", "libvirt-sock-ro") }
+
+// StartLibvirt starts the lab's libvirtd and returns when it answers; if it
+// runs already, nothing happens. Guests that ran under an earlier libvirtd of
+// this lab are found again. It needs root and the packages of [Packages].
+func (l *Lab) StartLibvirt(ctx context.Context) error {
+	if err := checkHost(); err != nil {
+		return err
+	}
+	if pid, err := l.LibvirtPID(); err == nil && pid != 0 {
+		return l.waitLibvirt(ctx, nil)
+	}
+	for _, d := range libvirtDirs {
+		if err := os.MkdirAll(l.path(d.name), 0o755); err != nil {
+			return fmt.Errorf("start libvirtd: %w", err)
+		}
+	}
+	for name, text := range map[string]string{"etc/qemu.conf": qemuConf, "libvirtd.conf": libvirtdConf} {
+		if err := os.WriteFile(l.path(name), []byte(text), 0o644); err != nil {
+			return fmt.Errorf("start libvirtd: %w", err)
+		}
+	}
+	if err := copyTree(l.capabilitiesCache(), l.path("cache", "qemu", "capabilities")); err != nil {
+		return fmt.Errorf("start libvirtd: %w", err)
+	}
+	stderr, err := os.Create(l.path("libvirtd.stderr"))
+	if err != nil {
+		return fmt.Errorf("start libvirtd: %w", err)
+	}
+	defer func() { _ = stderr.Close() }()
+	cmd := exec.Command("sh", "-c", libvirtdScript, "libvirtd.sh", l.dir, l.id)
+	cmd.Stderr = stderr
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	// Go makes the namespace's mounts private before it runs the script.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start libvirtd: %w", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // how it ended is in its log
+	}()
+	if err := l.waitLibvirt(ctx, ended); err != nil {
+		return err
+	}
+	l.log.Info("libvirtd runs", zap.Int("pid", cmd.Process.Pid), zap.String("socket", l.Socket()))
+	// What libvirt has found out about QEMU takes it seconds; the next lab has it.
+	if err := copyTree(l.path("cache", "qemu", "capabilities"), l.capabilitiesCache()); err != nil {
+		return fmt.Errorf("keep libvirt's knowledge of QEMU: %w", err)
+	}
+	return nil
+}
+
+// waitLibvirt returns when libvirtd answers, or with what it said when it ended.
+func (l *Lab) waitLibvirt(ctx context.Context, ended <-chan struct{}) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var last error
+	err := poll(ctx, func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+		}
+		var conn *libvirt.Libvirt
+		if conn, last = l.Connect(ctx); last != nil {
+			return false
+		}
+		last = conn.Disconnect()
+		return true
+	})
+	if err = errors.Join(err, last); err != nil {
+		return fmt.Errorf("start libvirtd: %w\n%s%s", err, tail(l.path("libvirtd.stderr")), tail(l.path("log", "libvirtd.log")))
+	}
+	return nil
+}
+
+// Connect opens a read-write connection to libvirtd; the caller disconnects it.
+// It ends with ctx.
+func (l *Lab) Connect(ctx context.Context) (*libvirt.Libvirt, error) {
+	conn := libvirt.NewWithDialer(dialers.NewLocal(dialers.WithSocket(l.Socket())))
+	if err := conn.Connect(); err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", l.Socket(), err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Disconnect() })
+	go func() {
+		<-conn.Disconnected()
+		stop()
+	}()
+	return conn, nil
+}
+
+// LibvirtPID is libvirtd's process id, 0 when it does not run.
+func (l *Lab) LibvirtPID() (int, error) {
+	found, err := l.processes(isLibvirtd)
+	if err != nil || len(found) == 0 {
+		return 0, err
+	}
+	return found[0].pid, nil
+}
+
+// StopLibvirt ends libvirtd as its service would and waits for its end. Guests
+// run on.
+func (l *Lab) StopLibvirt(ctx context.Context) error {
+	return l.end(ctx, "libvirtd", isLibvirtd)
+}
+
+// KillLibvirt ends libvirtd with SIGKILL. Guests run on.
+func (l *Lab) KillLibvirt(ctx context.Context) error {
+	return l.kill(ctx, "libvirtd", isLibvirtd)
+}
+
+func (l *Lab) capabilitiesCache() string { return filepath.Join(l.cache, "qemu-capabilities") }
+
+// copyTree copies the files of a flat folder, if there is one.
+func copyTree(from, to string) error {
+	entries, err := os.ReadDir(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(from, e.Name()))
+		if err != nil {
+			return err
+		}
+		tmp, err := os.CreateTemp(to, ".copy-")
+		if err != nil {
+			return err
+		}
+		_, err = tmp.Write(b)
+		if err = errors.Join(err, tmp.Close(), os.Rename(tmp.Name(), filepath.Join(to, e.Name()))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tail is the end of a file, for error messages; empty if there is none.
+func tail(path string) string {
+	const most = 2000
+	b, err := os.ReadFile(path)
+	if err != nil || len(bytes.TrimSpace(b)) == 0 {
+		return ""
+	}
+	if len(b) > most {
+		b = b[len(b)-most:]
+	}
+	return fmt.Sprintf("%s ends:\n%s\n", path, strings.TrimSpace(string(b)))
+}

@@ -1,0 +1,42 @@
+package lab
+
+import (
+	"os"
+	"testing"
+
+	"go.uber.org/zap/zaptest"
+)
+
+// Start opens a lab for a test, in a new folder that other users may enter, and
+// closes it when the test ends. A test that has failed shows libvirtd's log and
+// the guests' consoles.
+func Start(t testing.TB, opts Options) *Lab {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kvmeter-lab-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if opts.Log == nil {
+		opts.Log = zaptest.NewLogger(t)
+	}
+	l, err := New(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(tail(l.path("log", "libvirtd.log")))
+			guests, _ := l.Guests()
+			for _, g := range guests {
+				t.Log(tail(g.Console()))
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
