@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-// go:build ignore
+//go:build ignore
 
 /* The walk for kernels without the open-coded task iterator (before 6.7): an
  * iterator over all threads of the system, run when user space reads it, that

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-// go:build ignore
+//go:build ignore
 
 /* Adds up what the kernel has counted for every thread of the asked processes.
  * Runs when user space asks (BPF_PROG_RUN), in its context; costs nothing
