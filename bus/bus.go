@@ -11,6 +11,14 @@ import (
 	"github.com/kvmeter/kvmeter/sample"
 )
 
+// MaxBody is the largest body a message may have, in bytes: RabbitMQ 4 takes no
+// larger ones unless told to, and no larger batch would be read.
+const MaxBody = sample.MaxDecoded
+
+// ErrUnroutable is returned for a message that no queue is bound for: its
+// routing key is wrong, or somebody deleted the queue.
+var ErrUnroutable = errors.New("no queue takes messages with this routing key")
+
 // Message is what travels on the bus.
 type Message struct {
 	RoutingKey      string
@@ -23,32 +31,79 @@ type Message struct {
 	Body            []byte
 }
 
-// Publisher sends messages.
+// check returns an error for what AMQP cannot carry: short strings are at most
+// 255 bytes long.
+func (m *Message) check() error {
+	for _, s := range []string{m.RoutingKey, m.ID, m.ContentType, m.ContentEncoding} {
+		if len(s) > 255 {
+			return fmt.Errorf("%.20q… is %d bytes long, at most 255 fit", s, len(s))
+		}
+	}
+	if len(m.Body) > MaxBody {
+		return fmt.Errorf("body of %d bytes, at most %d are carried", len(m.Body), MaxBody)
+	}
+	return nil
+}
+
+// Publisher sends messages. It is safe for concurrent use.
 type Publisher interface {
 	// Publish returns nil when every message is confirmed: it survives the
-	// death of the broker. After an error any of them may have arrived; sending
-	// all of them again is right.
+	// death of the broker. While the broker is away or full it waits, until ctx
+	// ends. After an error any of the messages may have arrived; sending all of
+	// them again is right. A body must not change once it was handed over,
+	// since it may still be on its way after an error.
 	Publish(ctx context.Context, ms ...Message) error
 }
 
-// Delivery is a message that waits for a decision. Exactly one of Ack and
-// Reject must be called; neither blocks on the network. A delivery that gets
-// neither before its connection ends is delivered again.
-type Delivery struct {
-	Message
-	Redelivered bool
-	Ack         func() error
-	// Reject moves the message to the dead-letter queue with a reason.
-	Reject func(reason error) error
-}
+// Handler decides about deliveries. It calls Ack or Reject on each; those it
+// leaves undecided are handed to it again after a moment, whether or not it
+// returns an error. ctx ends when the deliveries can no longer be acked, because
+// the connection they came over is lost; they will be delivered anew. A handler
+// must not run for longer than some minutes: RabbitMQ closes the channel of a
+// message that is held for more than 30.
+type Handler func(ctx context.Context, ds []*Delivery) error
 
 // Consumer receives messages.
 type Consumer interface {
 	// Consume calls handle with the deliveries of a queue, in order, as many as
-	// are there and at most prefetch at once, until ctx ends. It reconnects by
-	// itself. When handle returns an error nothing more is consumed for a
-	// moment, and what handle neither acked nor rejected is delivered again.
-	Consume(ctx context.Context, queue string, prefetch int, handle func(context.Context, []Delivery) error) error
+	// are there and at most prefetch at once, until ctx ends; then it returns
+	// nil. It reconnects by itself.
+	Consume(ctx context.Context, queue string, prefetch int, handle Handler) error
+}
+
+// Delivery is a message that waits for a decision.
+type Delivery struct {
+	Message
+	// Redelivered is true where the message may have been handled before.
+	Redelivered bool
+	// State is the handler's own: it is kept while the same delivery is handed
+	// to it again.
+	State any
+
+	verdict verdict
+	reason  error
+	from    any // what the bus needs to settle it
+}
+
+type verdict uint8
+
+const (
+	undecided verdict = iota
+	acked
+	rejected
+)
+
+// Ack says that the message is taken and must not be delivered again. It takes
+// effect when the handler returns.
+func (d *Delivery) Ack() { d.verdict = acked }
+
+// Reject says that the message can never be taken: it is moved to the
+// dead-letter queue, with the reason. It takes effect when the handler returns.
+func (d *Delivery) Reject(reason error) {
+	if reason == nil {
+		reason = errors.New("no reason given")
+	}
+	d.verdict, d.reason = rejected, reason
 }
 
 // Seal makes the message that carries an encoded batch. An empty secret leaves

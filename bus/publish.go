@@ -1,0 +1,263 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// window is how many messages may wait for their confirms. More gain nothing:
+// a quorum queue on one node takes 370 messages/s one at a time and 11,300
+// messages/s 100 at a time.
+const window = 100
+
+const (
+	headerKeyID  = "kvmeter-key-id"
+	headerHMAC   = "kvmeter-hmac"
+	headerReason = "kvmeter-reason"      // of dead letters: why
+	headerQueue  = "kvmeter-queue"       // of dead letters: the queue they were in
+	headerKey    = "kvmeter-routing-key" // of dead letters: what they were sent with
+)
+
+// What may become of an outgoing message, beside being confirmed.
+var (
+	errLost   = errors.New("connection lost before the confirm")
+	errNacked = errors.New("the queue is full, or its disk is")
+)
+
+// outgoing is a message on its way to the broker.
+type outgoing struct {
+	exchange, key string
+	msg           amqp.Publishing
+	returned      bool
+	done          chan error // holds one
+}
+
+// Publish implements [Publisher].
+func (a *AMQP) Publish(ctx context.Context, ms ...Message) error {
+	out := make([]*outgoing, len(ms))
+	for i := range ms {
+		m := &ms[i]
+		if err := m.check(); err != nil {
+			return fmt.Errorf("publish %s: %w", m.ID, err)
+		}
+		p := amqp.Publishing{
+			ContentType: m.ContentType, ContentEncoding: m.ContentEncoding,
+			DeliveryMode: amqp.Persistent, MessageId: m.ID, Timestamp: m.Time, Body: m.Body,
+		}
+		if m.HMAC != "" {
+			p.Headers = amqp.Table{headerKeyID: m.KeyID, headerHMAC: m.HMAC}
+		}
+		out[i] = &outgoing{exchange: Exchange, key: m.RoutingKey, msg: p, done: make(chan error, 1)}
+	}
+	return a.publish(ctx, out)
+}
+
+// publish sends messages until all are confirmed.
+func (a *AMQP) publish(ctx context.Context, out []*outgoing) error {
+	a.start.Do(func() {
+		a.running.Add(1)
+		go func() {
+			defer a.running.Done()
+			a.publishing()
+		}()
+	})
+	retry := a.retry
+	for {
+		again, err := a.send(ctx, out)
+		if err == nil && len(again) == 0 {
+			a.full.over("RabbitMQ takes messages again")
+		}
+		if err != nil || len(again) == 0 {
+			return err
+		}
+		out = again
+		if !retry.wait(ctx) {
+			return a.unconfirmed(ctx)
+		}
+	}
+}
+
+// send sends each message once and returns those that were not confirmed.
+func (a *AMQP) send(ctx context.Context, out []*outgoing) (again []*outgoing, err error) {
+	sent := 0
+	for _, p := range out {
+		select {
+		case a.out <- p:
+			sent++
+			continue
+		case <-ctx.Done():
+			err = a.unconfirmed(ctx)
+		case <-a.ctx.Done():
+			err = fmt.Errorf("publish: %w", amqp.ErrClosed)
+		}
+		return nil, err
+	}
+	for _, p := range out[:sent] {
+		select {
+		case result := <-p.done:
+			switch {
+			case result == nil:
+			case errors.Is(result, errLost), errors.Is(result, errNacked):
+				if errors.Is(result, errNacked) {
+					a.full.say("RabbitMQ refuses messages; they are sent again", result)
+				}
+				again = append(again, p)
+			default:
+				err = errors.Join(err, fmt.Errorf("publish %s to %q: %w", p.msg.MessageId, p.key, result))
+			}
+		case <-ctx.Done():
+			return nil, a.unconfirmed(ctx)
+		}
+	}
+	return again, err
+}
+
+func (a *AMQP) unconfirmed(ctx context.Context) error {
+	return fmt.Errorf("publish: not confirmed by RabbitMQ at %s: %w", a.addr, ctx.Err())
+}
+
+// publishing keeps the publishing connection until the bus is closed.
+func (a *AMQP) publishing() {
+	retry := a.retry
+	for {
+		l := a.connect(a.ctx, &retry)
+		if l == nil {
+			return
+		}
+		confirmed, err := a.publishOver(l)
+		l.close()
+		if a.ctx.Err() != nil {
+			return
+		}
+		a.trouble.say("connection to RabbitMQ lost; reconnecting", err)
+		if confirmed {
+			retry.reset()
+		}
+		retry.wait(a.ctx)
+	}
+}
+
+// publishOver sends what comes in over one connection until that is lost, and
+// reports whether anything was confirmed. All is done by this goroutine: the
+// channels that the library feeds hold a window's worth, so that its reader
+// never waits for us, even while a broker short of memory keeps us writing.
+func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
+	confirms := l.ch.NotifyPublish(make(chan amqp.Confirmation, window))
+	returns := l.ch.NotifyReturn(make(chan amqp.Return, window))
+	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, window))
+	lost := l.ch.NotifyClose(make(chan *amqp.Error, 1))
+	if err := l.ch.Confirm(false); err != nil {
+		return false, a.explain(err)
+	}
+	pending := map[uint64]*outgoing{} // by the number of their confirm
+	var sent, next uint64 = 0, 1      // next confirm; the library hands them out in order
+	blocked := false
+	settle := func(c amqp.Confirmation) {
+		// A message that no queue takes is returned, then confirmed.
+		for len(returns) > 0 {
+			r := <-returns
+			for _, p := range pending {
+				if p.exchange == r.Exchange && p.key == r.RoutingKey && p.msg.MessageId == r.MessageId {
+					p.returned = true
+				}
+			}
+		}
+		// The library drops a confirm rather than wait for long.
+		for ; next < c.DeliveryTag && next <= sent; next++ {
+			pending[next].done <- errLost
+			delete(pending, next)
+		}
+		p := pending[c.DeliveryTag]
+		if p == nil {
+			return // the broker confirms what was never sent
+		}
+		delete(pending, c.DeliveryTag)
+		next++
+		switch {
+		case p.returned:
+			p.done <- ErrUnroutable
+		case !c.Ack:
+			p.done <- errNacked
+		default:
+			confirmed = true
+			p.done <- nil
+		}
+	}
+	defer func() {
+		for c := range confirms { // closed by the library
+			settle(c)
+		}
+		for _, p := range pending {
+			p.done <- errLost
+		}
+	}()
+	defer l.close()
+	defer context.AfterFunc(a.ctx, l.close)() // also ends a write that is stuck
+	for {
+		in := a.out
+		if blocked || len(pending) >= window {
+			in = nil
+		}
+		select {
+		case p := <-in:
+			p.returned = false
+			sent++
+			pending[sent] = p
+			if err := l.ch.PublishWithContext(a.ctx, p.exchange, p.key, true, false, p.msg); err != nil {
+				return confirmed, err
+			}
+		case c, ok := <-confirms:
+			if !ok {
+				return confirmed, lostBy(lost)
+			}
+			settle(c)
+		case b := <-blocks:
+			if blocked = b.Active; blocked {
+				a.full.say("RabbitMQ takes no messages for now; waiting", errors.New(b.Reason))
+			} else {
+				a.full.over("RabbitMQ takes messages again")
+			}
+		case <-a.ctx.Done():
+			return confirmed, a.ctx.Err()
+		}
+	}
+}
+
+// lostBy returns why a channel ended.
+func lostBy(lost chan *amqp.Error) error {
+	select {
+	case e := <-lost:
+		if e != nil {
+			return e
+		}
+	default:
+	}
+	return amqp.ErrClosed
+}
+
+// deadLetter is the copy of a delivery that goes to the dead-letter queue:
+// dead-lettering by the broker could not say why.
+func deadLetter(queue string, d *amqp.Delivery, reason error) *outgoing {
+	headers := amqp.Table{}
+	for k, v := range d.Headers {
+		// All headers must fit in one frame, with room for ours.
+		if s, ok := v.(string); ok && len(headers) < 20 && len(k)+len(s) < 1024 {
+			headers[k] = s
+		}
+	}
+	why := strings.ToValidUTF8(reason.Error(), "?")
+	headers[headerReason], headers[headerQueue], headers[headerKey] = why[:min(len(why), 1024)], queue, d.RoutingKey
+	return &outgoing{
+		exchange: DeadLetterExchange, key: d.RoutingKey, done: make(chan error, 1),
+		msg: amqp.Publishing{
+			Headers: headers, ContentType: d.ContentType, ContentEncoding: d.ContentEncoding,
+			DeliveryMode: amqp.Persistent, Priority: d.Priority, CorrelationId: d.CorrelationId,
+			ReplyTo: d.ReplyTo, MessageId: d.MessageId, Timestamp: d.Timestamp, Type: d.Type,
+			AppId: d.AppId, Body: d.Body,
+		},
+	}
+}
