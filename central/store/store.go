@@ -37,30 +37,35 @@ type Store interface {
 	// survive the death of the process and of the machine. A reader sees a
 	// batch wholly or not at all, and sees it once Append has returned. A batch
 	// is one by (node, epoch, seq), or by its id where it has explicit ids;
-	// storing it again changes nothing. After an error none, some or all of
-	// them may be stored; appending all of them again is right.
+	// storing it again changes nothing. A sample is one by (series, time, id):
+	// one that comes in two batches counts once, and with the first. After an
+	// error none, some or all of them may be stored; appending all of them
+	// again is right. Append keeps neither bodies nor batches.
 	Append(ctx context.Context, batches []Received) ([]Stored, error)
 
 	// Samples calls yield for the samples that match, newest first, those of
 	// equal time in the order they were stored, until yield returns false.
 	Samples(ctx context.Context, f Filter, yield func(Sample) bool) error
-	// Sample returns the sample with the given id, or ErrNotFound.
+	// Sample returns a sample with the given id, or ErrNotFound.
 	Sample(ctx context.Context, id sample.ID) (Sample, error)
 
 	// Meters returns one entry for each meter (name, kind, unit) of each
-	// resource, with the owner that its newest sample has; sorted by name, then
-	// resource. The filter is applied to that newest sample; it must not name
-	// a time.
+	// resource, with the owner that its newest sample has (of several at that
+	// time the one stored last); sorted by name, resource, kind, unit. The filter
+	// is applied to that newest sample; it must not name a time, a volume or an id.
 	Meters(ctx context.Context, f Filter) ([]Meter, error)
 	// Resources returns the resources that have a sample that matches; sorted
 	// by id.
 	Resources(ctx context.Context, f Filter) ([]Resource, error)
 
 	// Statistics returns the aggregates of the samples that match. It costs in
-	// proportion to those samples, not to the periods of the query.
+	// proportion to those samples, not to the periods of the query. Samples
+	// that lack the metadata key of a group are left out. Sorted by bucket,
+	// group (unknown first) and unit.
 	Statistics(ctx context.Context, q StatisticsQuery) ([]Statistics, error)
 
-	// Gaps returns the gaps that overlap the given time, oldest first.
+	// Gaps returns the gaps that overlap the given time, both ends included,
+	// oldest first.
 	Gaps(ctx context.Context, from, to int64) ([]Gap, error)
 
 	// Close writes what is in memory and ends the engine.
@@ -85,7 +90,7 @@ type Resource struct {
 	Source, Project, User string // of the newest sample
 	Metadata              []byte // of the newest sample; a JSON object, or empty
 	First, Last           int64  // times of the oldest and newest sample that match
-	Meters                []string
+	Meters                []string // names of all its meters, sorted
 }
 
 // Gap is a stored gap.
@@ -137,7 +142,8 @@ type Filter struct {
 
 // Cond is a comparison. A missing value (a project that is not known, a key
 // that the metadata lacks) is unknown: neither the comparison nor its negation
-// selects the sample.
+// selects the sample. Metadata of different types is never equal and has no
+// order; numbers are compared by value.
 type Cond struct {
 	Field Field
 	Key   string // path in the metadata: "flavor.vcpus", "tags[0]"
@@ -178,7 +184,7 @@ type Group struct {
 
 // Statistics are the aggregates of one bucket, group and unit.
 type Statistics struct {
-	Group       []*string // the values of GroupBy; nil where unknown
+	Group       []*string // the values of GroupBy as by [Text]; nil where unknown
 	Unit        string
 	Count       int64
 	Min, Max    sample.Volume // exact
