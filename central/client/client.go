@@ -1,0 +1,313 @@
+// Package client asks the Telemetry API v2 of kvmeter (or of the original
+// service) for meters, samples, resources, statistics and gaps. Numbers keep
+// the digits of the answer; times are the API's texts, UTC without a zone.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// Client asks the API at Endpoint. It is safe for concurrent use.
+type Client struct {
+	Endpoint string       // such as http://127.0.0.1:8777; /v2 is added
+	Token    string       // sent as X-Auth-Token where it is set
+	HTTP     *http.Client // nil: http.DefaultClient
+}
+
+// Error is what the API answers where it does not answer the question.
+type Error struct {
+	Status int    // of HTTP
+	Text   string // the API's faultstring
+}
+
+// Error returns the text with the status, as the original client prints it.
+func (e *Error) Error() string { return fmt.Sprintf("%s (HTTP %d)", e.Text, e.Status) }
+
+// Term is a comparison of a simple query; all terms of a query must hold.
+// An empty Op is eq; Type is string, integer, float, boolean, datetime or empty.
+type Term struct{ Field, Op, Value, Type string }
+
+// Meter is a meter of a resource.
+type Meter struct {
+	Name     string  `json:"name"`
+	Type     string  `json:"type"`
+	Unit     string  `json:"unit"`
+	Resource *string `json:"resource_id"`
+	Project  *string `json:"project_id"`
+	User     *string `json:"user_id"`
+	Source   *string `json:"source"`
+	ID       string  `json:"meter_id"`
+}
+
+// Sample is one reading of a meter. Origin and Incarnation are only there
+// where they were asked for.
+type Sample struct {
+	ID          string            `json:"id"`
+	Meter       string            `json:"meter"`
+	Type        string            `json:"type"`
+	Unit        string            `json:"unit"`
+	Volume      json.Number       `json:"volume"`
+	User        *string           `json:"user_id"`
+	Project     *string           `json:"project_id"`
+	Resource    *string           `json:"resource_id"`
+	Source      *string           `json:"source"`
+	Time        string            `json:"timestamp"`
+	Recorded    string            `json:"recorded_at"`
+	Metadata    map[string]string `json:"metadata"`
+	Origin      *string           `json:"origin"`
+	Incarnation *string           `json:"incarnation"`
+}
+
+// oldSample is a sample as /v2/meters/{name} lists it.
+type oldSample struct {
+	ID       string            `json:"message_id"`
+	Meter    string            `json:"counter_name"`
+	Type     string            `json:"counter_type"`
+	Unit     string            `json:"counter_unit"`
+	Volume   json.Number       `json:"counter_volume"`
+	Metadata map[string]string `json:"resource_metadata"`
+}
+
+// Resource is what samples were taken of. First and Last are the times of its
+// oldest and newest sample that match the query.
+type Resource struct {
+	ID       string            `json:"resource_id"`
+	Project  *string           `json:"project_id"`
+	User     *string           `json:"user_id"`
+	Source   *string           `json:"source"`
+	First    string            `json:"first_sample_timestamp"`
+	Last     string            `json:"last_sample_timestamp"`
+	Metadata map[string]string `json:"metadata"`
+	Links    []Link            `json:"links"`
+}
+
+// Link is an address that the API names.
+type Link struct {
+	Href string `json:"href"`
+	Rel  string `json:"rel"`
+}
+
+// Statistics are the aggregates of one period and group. Where aggregates were
+// selected, Aggregate has them and the others are empty.
+type Statistics struct {
+	Group         map[string]*string     `json:"groupby"`
+	Unit          string                 `json:"unit"`
+	Min           json.Number            `json:"min"`
+	Max           json.Number            `json:"max"`
+	Avg           json.Number            `json:"avg"`
+	Sum           json.Number            `json:"sum"`
+	Count         json.Number            `json:"count"`
+	Aggregate     map[string]json.Number `json:"aggregate"`
+	Duration      *json.Number           `json:"duration"` // seconds
+	DurationStart *string                `json:"duration_start"`
+	DurationEnd   *string                `json:"duration_end"`
+	Period        json.Number            `json:"period"` // seconds
+	PeriodStart   string                 `json:"period_start"`
+	PeriodEnd     string                 `json:"period_end"`
+}
+
+// Gap is a stretch of time for which numbers are missing, and why. A Meter or
+// Resource of "*" is all of them.
+type Gap struct {
+	Meter    string `json:"meter"`
+	Resource string `json:"resource_id"`
+	Node     string `json:"node"`
+	From     string `json:"from"`
+	To       string `json:"to"`
+	Reason   string `json:"reason"`
+}
+
+// Aggregate is a function that statistics are asked for: max, min, sum, avg,
+// count, stddev, or cardinality with a field as its Param.
+type Aggregate struct{ Func, Param string }
+
+// StatisticsQuery asks for aggregates of one meter.
+type StatisticsQuery struct {
+	Meter      string
+	Query      []Term
+	Period     int64 // seconds; 0: one for all
+	GroupBy    []string
+	Aggregates []Aggregate
+}
+
+// Meters lists meters, at most limit of them; 0 leaves the limit to the API.
+// unique lists each meter once, whatever its resources.
+func (c *Client) Meters(ctx context.Context, query []Term, limit int, unique bool) ([]Meter, error) {
+	args := arguments(query, limit)
+	if unique {
+		args.Set("unique", "True")
+	}
+	return get[[]Meter](ctx, c, "/v2/meters", args)
+}
+
+// Samples lists samples of all meters, newest first. extra asks for origin and
+// incarnation, which only kvmeter knows.
+func (c *Client) Samples(ctx context.Context, query []Term, limit int, extra bool) ([]Sample, error) {
+	return get[[]Sample](ctx, c, "/v2/samples", sampleArguments(query, limit, extra))
+}
+
+// MeterSamples lists samples of one meter, newest first.
+func (c *Client) MeterSamples(ctx context.Context, meter string, query []Term, limit int, extra bool) ([]Sample, error) {
+	entries, err := get[[]json.RawMessage](ctx, c, "/v2/meters/"+escapeID(meter), sampleArguments(query, limit, extra))
+	if err != nil {
+		return nil, err
+	}
+	samples := make([]Sample, len(entries))
+	for i, entry := range entries {
+		var old oldSample
+		for _, part := range []any{&samples[i], &old} {
+			if err := json.Unmarshal(entry, part); err != nil {
+				return nil, fmt.Errorf("read the API's answer: %w", err)
+			}
+		}
+		s := &samples[i]
+		s.ID, s.Meter, s.Type, s.Unit, s.Volume, s.Metadata = old.ID, old.Meter, old.Type, old.Unit, old.Volume, old.Metadata
+	}
+	return samples, nil
+}
+
+// Sample returns the sample with the given id.
+func (c *Client) Sample(ctx context.Context, id string, extra bool) (Sample, error) {
+	return get[Sample](ctx, c, "/v2/samples/"+escapeID(id), sampleArguments(nil, 0, extra))
+}
+
+// Resources lists resources without the links to their meters.
+func (c *Client) Resources(ctx context.Context, query []Term, limit int) ([]Resource, error) {
+	args := arguments(query, limit)
+	args.Set("meter_links", "0")
+	return get[[]Resource](ctx, c, "/v2/resources", args)
+}
+
+// Resource returns the resource with the given id.
+func (c *Client) Resource(ctx context.Context, id string) (Resource, error) {
+	return get[Resource](ctx, c, "/v2/resources/"+escapeID(id), nil)
+}
+
+// Statistics returns aggregates of a meter's samples.
+func (c *Client) Statistics(ctx context.Context, q StatisticsQuery) ([]Statistics, error) {
+	args := arguments(q.Query, 0)
+	if q.Period != 0 {
+		args.Set("period", strconv.FormatInt(q.Period, 10))
+	}
+	for _, g := range q.GroupBy {
+		args.Add("groupby", g)
+	}
+	for _, a := range q.Aggregates {
+		args.Add("aggregate.func", a.Func)
+		args.Add("aggregate.param", a.Param)
+	}
+	return get[[]Statistics](ctx, c, "/v2/meters/"+escapeID(q.Meter)+"/statistics", args)
+}
+
+// Gaps lists what is known to be missing, newest first. Empty times are no
+// bounds.
+func (c *Client) Gaps(ctx context.Context, start, end string, limit int) ([]Gap, error) {
+	args := arguments(nil, limit)
+	if start != "" {
+		args.Set("start", start)
+	}
+	if end != "" {
+		args.Set("end", end)
+	}
+	return get[[]Gap](ctx, c, "/v2/gaps", args)
+}
+
+// arguments sends four lists of equal length, so that positions hold.
+func arguments(query []Term, limit int) url.Values {
+	args := url.Values{}
+	for _, t := range query {
+		op := t.Op
+		if op == "" {
+			op = "eq"
+		}
+		args.Add("q.field", t.Field)
+		args.Add("q.op", op)
+		args.Add("q.type", t.Type)
+		args.Add("q.value", t.Value)
+	}
+	if limit != 0 {
+		args.Set("limit", strconv.Itoa(limit))
+	}
+	return args
+}
+
+func sampleArguments(query []Term, limit int, extra bool) url.Values {
+	args := arguments(query, limit)
+	if extra {
+		args.Set("extra", "true")
+	}
+	return args
+}
+
+// escapeID escapes an id for a path. A slash is escaped twice: the original
+// service's HTTP layer takes the first escape away.
+func escapeID(id string) string {
+	return strings.ReplaceAll(url.PathEscape(id), "%2F", "%252F")
+}
+
+// maxError bounds how much of an error's body is read.
+const maxError = 1 << 16
+
+func get[T any](ctx context.Context, c *Client, path string, args url.Values) (answer T, err error) {
+	address := strings.TrimSuffix(strings.TrimSuffix(c.Endpoint, "/"), "/v2") + path
+	if len(args) > 0 {
+		address += "?" + args.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return answer, fmt.Errorf("address of the API: %w", err)
+	}
+	req.Header.Set("Accept", "application/json")
+	if c.Token != "" {
+		req.Header.Set("X-Auth-Token", c.Token)
+	}
+	client := c.HTTP
+	if client == nil {
+		client = http.DefaultClient
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return answer, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxError)) // what came of it is still the best text
+		return answer, &Error{Status: resp.StatusCode, Text: faultText(body, resp.Status)}
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return answer, fmt.Errorf("read the API's answer: %w", err)
+	}
+	return answer, nil
+}
+
+// faultText finds the text in an error's body: an object's faultstring, or
+// where the original answers with a text instead, its first line.
+func faultText(body []byte, status string) string {
+	var doc struct {
+		Message json.RawMessage `json:"error_message"`
+	}
+	if err := json.Unmarshal(body, &doc); err != nil {
+		return status
+	}
+	var fault struct {
+		Text string `json:"faultstring"`
+	}
+	if err := json.Unmarshal(doc.Message, &fault); err == nil && fault.Text != "" {
+		return fault.Text
+	}
+	var text string
+	if err := json.Unmarshal(doc.Message, &text); err == nil {
+		if line, _, _ := bytes.Cut([]byte(strings.TrimSpace(text)), []byte("\n")); len(line) > 0 {
+			return string(line)
+		}
+	}
+	return status
+}
