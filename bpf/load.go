@@ -17,7 +17,7 @@ var (
 	// ErrNoCapability says that the process may not load BPF programs.
 	ErrNoCapability = errors.New("CAP_BPF and CAP_PERFMON are needed")
 	// ErrRefused says that the kernel refuses BPF to a process that has the capabilities.
-	ErrRefused = errors.New("the kernel refuses BPF although CAP_BPF and CAP_PERFMON are there (lockdown, a security module or a container's seccomp filter)")
+	ErrRefused = errors.New("the kernel refuses BPF although CAP_BPF and CAP_PERFMON are there (lockdown, a security module, or a container with a seccomp filter or user namespace of its own)")
 	// ErrNoTaskIterator says that the kernel can't walk threads on request.
 	ErrNoTaskIterator = errors.New("the kernel lacks the open-coded task iterator (Linux 6.7)")
 	// ErrPIDNamespace says that /proc's PIDs are not those that BPF programs see.
@@ -44,20 +44,23 @@ func checkPIDNamespace() error {
 // explain turns an error of loading a program into one that says what is
 // missing. The library's own text blames the memory limit for every EPERM.
 func explain(err error) error {
-	if _, serr := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(serr, os.ErrNotExist) {
-		return ErrNoBTF
+	_, btfErr := os.Stat("/sys/kernel/btf/vmlinux")
+	missing, capErr := missingCapabilities()
+	if capErr != nil {
+		return capErr
 	}
-	missing, cerr := missingCapabilities()
+	return explanation(err, btfErr == nil, missing)
+}
+
+func explanation(err error, hasBTF bool, missing []string) error {
 	switch {
-	case cerr != nil:
-		return cerr
+	case !hasBTF:
+		return ErrNoBTF
 	case len(missing) > 0:
 		return fmt.Errorf("%w (%s missing): run as root, or grant them to the service (AmbientCapabilities=)",
 			ErrNoCapability, strings.Join(missing, " and "))
 	case errors.Is(err, unix.EPERM):
 		return ErrRefused
-	case errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("the kernel has no BPF (CONFIG_BPF_SYSCALL): %w", unix.ENOSYS)
 	case errors.Is(err, ebpf.ErrNotSupported) && strings.Contains(err.Error(), "kfunc"):
 		return ErrNoTaskIterator
 	}
