@@ -157,3 +157,21 @@ func (o *Opener) Open(m *Message) (*sample.Batch, error) {
 	}
 	return b, nil
 }
+
+// Reason returns the word for an error of [Opener.Open] that metrics count it
+// under.
+func Reason(err error) string {
+	switch {
+	case errors.Is(err, sample.ErrUnsigned):
+		return "unsigned"
+	case errors.Is(err, sample.ErrUnknownKey):
+		return "unknown_key"
+	case errors.Is(err, sample.ErrBadSignature):
+		return "bad_signature"
+	case errors.Is(err, ErrWrongNode):
+		return "wrong_node"
+	case errors.Is(err, sample.ErrMalformed):
+		return "malformed"
+	}
+	return "other"
+}

@@ -1,0 +1,187 @@
+// Package file writes samples to a file, one line each, as Ceilometer's file
+// publisher does: a Python dict literal, or with the option json a JSON object.
+//
+//	file:///path?json&max_bytes=N&backup_count=M
+//
+// With both max_bytes and backup_count set, a line that would make the file
+// reach N bytes goes to a new one, and the old ones are kept as path.1 to path.M.
+//
+// Lines are synced before they count as taken. A batch that is delivered twice is
+// written twice: readers tell by the samples' ids.
+package file
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/kvmeter/kvmeter/notifier/publisher"
+)
+
+type file struct {
+	path    string
+	max     int64 // bytes; 0: never rotated
+	backups int
+	line    func(dst []byte, l *line) []byte
+
+	mu   sync.Mutex
+	f    *os.File
+	size int64
+	buf  []byte // not yet written
+}
+
+// New opens the file of a URL for appending.
+func New(u *url.URL, _ publisher.Deps) (publisher.Publisher, error) {
+	if u.Host != "" || u.Path == "" || u.Path == "/" {
+		return nil, errors.New("it needs a path, as in file:///var/log/kvmeter/samples.log (three slashes)")
+	}
+	p := &file{path: u.Path, line: appendPython}
+	var maxBytes, backups int64
+	for option, values := range u.Query() {
+		value := values[len(values)-1]
+		var err error
+		switch option {
+		case "json":
+			p.line = appendJSON
+		case "max_bytes":
+			maxBytes, err = parseSize(value)
+		case "backup_count":
+			backups, err = parseSize(value)
+		default:
+			return nil, fmt.Errorf("unknown option %q; there are json, max_bytes and backup_count", option)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("option %s: %w", option, err)
+		}
+	}
+	if maxBytes > 0 && backups > 0 {
+		p.max, p.backups = maxBytes, int(min(backups, 10_000))
+	}
+	return p, p.open()
+}
+
+func parseSize(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%q is not a whole number of at least 0", s)
+	}
+	return n, nil
+}
+
+func (p *file) open() error {
+	f, err := os.OpenFile(p.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return err
+	}
+	p.f, p.size = f, info.Size()
+	return nil
+}
+
+// Publish writes and syncs the samples of all parts.
+func (p *file) Publish(ctx context.Context, parts []publisher.Part) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.buf = p.buf[:0]
+	for i := range parts {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := p.part(&parts[i]); err != nil {
+			return fmt.Errorf("write samples: %w", err)
+		}
+	}
+	if err := p.flush(); err != nil {
+		return fmt.Errorf("write samples: %w", err)
+	}
+	return nil
+}
+
+func (p *file) part(part *publisher.Part) error {
+	l := line{texts: map[*byte][]byte{}}
+	for s := range part.Batch.Samples() {
+		l.Sample = s
+		start := len(p.buf)
+		p.buf = append(p.line(p.buf, &l), '\n')
+		if p.max == 0 || p.size+int64(start) == 0 || p.size+int64(len(p.buf)) < p.max {
+			continue
+		}
+		last := append([]byte(nil), p.buf[start:]...)
+		p.buf = p.buf[:start]
+		if err := p.flush(); err != nil {
+			return err
+		}
+		if err := p.rotate(); err != nil {
+			return err
+		}
+		p.buf = append(p.buf, last...)
+	}
+	return nil
+}
+
+// flush writes and syncs what is in buf. When it fails nothing of it is left in
+// the file, so that no half line stays.
+func (p *file) flush() error {
+	if p.f == nil {
+		if err := p.open(); err != nil {
+			return err
+		}
+	}
+	if len(p.buf) == 0 {
+		return nil
+	}
+	_, err := p.f.Write(p.buf)
+	if err == nil {
+		err = p.f.Sync()
+	}
+	if err != nil {
+		return errors.Join(err, p.f.Truncate(p.size))
+	}
+	p.size += int64(len(p.buf))
+	p.buf = p.buf[:0]
+	return nil
+}
+
+func (p *file) rotate() error {
+	if err := p.f.Close(); err != nil {
+		return err
+	}
+	p.f = nil
+	for n := p.backups; n > 0; n-- {
+		from := p.path
+		if n > 1 {
+			from = fmt.Sprintf("%s.%d", p.path, n-1)
+		}
+		if err := os.Rename(from, fmt.Sprintf("%s.%d", p.path, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := p.open(); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(p.path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// Close closes the file.
+func (p *file) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.f == nil {
+		return nil
+	}
+	return p.f.Close()
+}

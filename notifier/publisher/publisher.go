@@ -1,0 +1,69 @@
+// Package publisher holds what the notifier's publishers share. Each scheme of
+// a publisher URL is a package of its own; the table all lists them.
+package publisher
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+
+	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/bus"
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// Part is what a pipeline passes of one batch. Publishers only read it.
+type Part struct {
+	Message *bus.Message  // as received
+	From    *sample.Batch // what Message carries
+	// Batch is what is passed: From itself where that is all of it, else a
+	// derived batch, which has explicit ids, an id of its own and the notifier as
+	// its node.
+	Batch *sample.Batch
+}
+
+// Whole reports whether the part is all that was received.
+func (p *Part) Whole() bool { return p.Batch == p.From }
+
+// Publisher takes samples further. It is safe for concurrent use.
+type Publisher interface {
+	// Publish returns nil when it has taken all parts, in the sense of
+	// docs/architecture.md: they are synced, or confirmed by the next queue,
+	// unless the publisher says that it is best effort. After an error all of
+	// them are published again later, except that a [Refusal] names one that is
+	// given up. Publish returns when ctx ends.
+	Publish(ctx context.Context, parts []Part) error
+	Close() error
+}
+
+// Refusal is the error for a part that can never be published; of the others
+// nothing is known.
+type Refusal struct {
+	Part int // index in the parts that were given
+	Err  error
+}
+
+func (r *Refusal) Error() string { return fmt.Sprintf("refused for good: %v", r.Err) }
+
+// Unwrap returns the reason.
+func (r *Refusal) Unwrap() error { return r.Err }
+
+// Deps is what publishers may need.
+type Deps struct {
+	Log        *zap.Logger
+	Bus        bus.Publisher
+	Name       string // of the notifier: node and key id of what it makes
+	Secret     []byte // of that key; empty: what it makes is not signed
+	Partitions int    // of the bus
+}
+
+// Scheme makes the publishers of one URL scheme.
+type Scheme struct {
+	Name string
+	// New opens a publisher. It refuses options that it does not know.
+	New func(u *url.URL, d Deps) (Publisher, error)
+	// Signs is true where derived batches are sent on and so need the
+	// notifier's key.
+	Signs bool
+}
