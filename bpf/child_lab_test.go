@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 // beChild is "unprivileged", or a list of threads separated by commas. Each is
 // a thread's name after what it does: '*' works and rests in turn for ever, '.'
 // rests for ever, '!' works for 20 ms and exits, '~' goes on making threads that
-// work for 1 ms and exit.
+// work for 100 µs and exit.
 func beChild(what string) int {
 	if what == "unprivileged" {
 		return beUnprivileged()
@@ -58,7 +58,7 @@ func beThread(kind byte, name string, started chan struct{}) {
 			done := make(chan struct{})
 			go func() {
 				nameThread(name)
-				work(time.Millisecond)
+				work(100 * time.Microsecond)
 				close(done) // and take the thread along: it is locked
 			}()
 			<-done

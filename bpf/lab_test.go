@@ -217,12 +217,13 @@ func TestARunningThreadIsCountedUpToNow(t *testing.T) {
 }
 
 func TestTheProcessNeverLosesTime(t *testing.T) {
-	c := startChild(t, qemuLike+",~worker,~worker")
+	// Many threads make a read long, and threads that exit all the time tear it.
+	c := startChild(t, qemuLike+strings.Repeat(",.idle", 200)+strings.Repeat(",~worker", 4))
 	for _, r := range readers(t) {
 		out := make([]bpf.Usage, 1)
 		var last bpf.Usage
 		torn := 0
-		for range 1500 {
+		for range 600 {
 			before, err := bpf.ProcessCPUClock(c.proc.PID)
 			if err != nil {
 				t.Fatal(err)
@@ -248,10 +249,11 @@ func TestTheProcessNeverLosesTime(t *testing.T) {
 				t.Fatalf("%s: vCPU time went from %d to %d", r.Origin(), last.Run[bpf.VCPU], u.Run[bpf.VCPU])
 			}
 			last = u
+			time.Sleep(100 * time.Microsecond)
 		}
-		t.Logf("%s: torn %d of 1500, %+v", r.Origin(), torn, r.Stats())
-		if torn > 150 {
-			t.Errorf("%s: torn %d of 1500 times", r.Origin(), torn)
+		t.Logf("%s: torn %d of 600, %+v", r.Origin(), torn, r.Stats())
+		if torn > 60 {
+			t.Errorf("%s: torn %d of 600 times", r.Origin(), torn)
 		}
 	}
 }

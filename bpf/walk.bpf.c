@@ -14,6 +14,13 @@ struct bpf_iter_task {
 	__u64 opaque[3];
 } __attribute__((aligned(8)));
 
+struct bpf_iter_num {
+	__u64 opaque[1];
+} __attribute__((aligned(8)));
+
+extern int bpf_iter_num_new(struct bpf_iter_num *it, int start, int end) __ksym;
+extern int *bpf_iter_num_next(struct bpf_iter_num *it) __ksym;
+extern void bpf_iter_num_destroy(struct bpf_iter_num *it) __ksym;
 extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym;
 extern void bpf_task_release(struct task_struct *p) __ksym;
 extern void bpf_rcu_read_lock(void) __ksym;
@@ -99,7 +106,8 @@ static long read_process(__u32 i, void *ctx)
 	enum status status;
 	struct request *r;
 	struct usage *u;
-	__u32 try;
+	struct bpf_iter_num tries;
+	int *try;
 
 	r = bpf_map_lookup_elem(&requests, &i);
 	u = bpf_map_lookup_elem(&usages, &i);
@@ -111,18 +119,17 @@ static long read_process(__u32 i, void *ctx)
 		return 0;
 
 	status = check(leader, r->start_ticks);
-	for (try = 0; status == STATUS_OK && try < MAX_TRIES; try++) {
+	bpf_iter_num_new(&tries, 0, status == STATUS_OK ? MAX_TRIES : 0);
+	while ((try = bpf_iter_num_next(&tries))) {
 		__builtin_memset(u, 0, sizeof(*u));
-		u->retries = try;
+		u->retries = *try;
 		bpf_rcu_read_lock();
 		status = read_once(u, leader);
 		bpf_rcu_read_unlock();
 		if (status != STATUS_TORN)
 			break;
-		status = STATUS_OK;
 	}
-	if (try == MAX_TRIES)
-		status = STATUS_TORN;
+	bpf_iter_num_destroy(&tries);
 	/* Once reaped, the leader may stand in both sums; it is dead before. */
 	if (leader->exit_state == EXIT_DEAD)
 		status = STATUS_GONE;

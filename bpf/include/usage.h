@@ -158,23 +158,21 @@ static __always_inline void begin(struct usage *u, struct signal_struct *sig)
 static __always_inline void add_thread(struct usage *u, struct task_struct *t)
 {
 	__u32 class = class_of(t);
-	__u64 run, exec_start, slice = 0;
-	int i;
+	__u64 run, slice = 0;
 
-	/* The tick adds to the one and moves the other: read them as a pair. */
 	run = t->se.sum_exec_runtime;
-	for (i = 0; i < 3 && running(t); i++) {
+	if (running(t)) {
 		__u64 again;
 
 		barrier();
-		exec_start = t->se.exec_start;
-		slice = slice_ns(t, exec_start);
+		slice = slice_ns(t, t->se.exec_start);
 		barrier();
 		again = t->se.sum_exec_runtime;
-		if (again == run)
-			break;
-		run = again;
-		slice = 0;
+		/* The tick, or a switch, added the slice while we measured it. */
+		if (again != run) {
+			run = again;
+			slice = 0;
+		}
 	}
 
 	if (class < CLASSES) {
