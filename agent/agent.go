@@ -1,0 +1,304 @@
+// Package agent meters the domains of one host: it finds them, reads what they
+// use at the intervals of polling.yaml, and delivers the samples in batches.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/bpf"
+	"github.com/kvmeter/kvmeter/bus"
+	"github.com/kvmeter/kvmeter/collectors"
+	"github.com/kvmeter/kvmeter/collectors/libvirt"
+	"github.com/kvmeter/kvmeter/collectors/rtnl"
+)
+
+// LinkReader reads the counters of the host's network interfaces.
+type LinkReader interface {
+	Read(ctx context.Context, links []rtnl.Link) ([]rtnl.Link, error)
+	Index(name string) (int, error)
+}
+
+// guestSource is what the agent asks libvirt.
+type guestSource interface {
+	Definitions() map[string]*collectors.Definition
+	Changes() <-chan struct{}
+	Refresh(uuid string)
+	Stats(ctx context.Context, uuid string, cpu, disks bool) (collectors.GuestStats, error)
+	Err() error
+	Run(ctx context.Context)
+}
+
+// Deps are what an agent works with. The agent closes none of them.
+type Deps struct {
+	Log       *zap.Logger
+	Publisher bus.Publisher
+	Registry  prometheus.Registerer    // for self-metrics; nil: none
+	Usage     []collectors.UsageReader // best first; at least one
+	Links     LinkReader               // nil: no network meters
+	Notes     []string                 // what the caller knows that cannot be collected, and why
+
+	proc  string      // in tests: another /proc
+	guest guestSource // in tests: another libvirt
+}
+
+// Agent meters the domains of one host.
+type Agent struct {
+	cfg     Config
+	log     *zap.Logger
+	metrics *metrics
+	deliver *delivery
+	guest   guestSource // nil: libvirt is off
+	proc    string
+	bootID  string
+	plans   []plan
+	notes   []string // that do not change
+	socket  *server  // nil: none
+
+	mu      sync.Mutex
+	scanner *scanner
+	scanned time.Time
+	scanAll bool // look at all processes in the next scan
+	domains map[int]*domain
+	order   []*domain // by UUID
+	found   []*domain // of the last scan
+	readers []collectors.UsageReader
+	reader  int // index of the one that answered last
+	procs   []bpf.Proc
+	usages  []bpf.Usage
+	links   LinkReader
+	table   []rtnl.Link
+	faults  map[string]string // by collector: what is wrong with it now
+	noted   bool              // the notes were logged
+	runs    struct{ discovery, usage, links, libvirt run }
+
+	watchers atomic.Int32
+	watch    watch
+}
+
+// Times of the discovery.
+const (
+	minScan    = 500 * time.Millisecond // between two scans for processes
+	grace      = 2 * time.Second        // that a new domain waits for libvirt to say who it is
+	retryTaps  = time.Minute            // between two searches for taps without libvirt
+	firstSync  = 2 * time.Second        // that the first poll waits for libvirt
+	readAtMost = 5 * time.Second        // deadline of a reader
+)
+
+// New returns an agent, with its local socket open; Run starts it.
+func New(cfg Config, deps Deps) (*Agent, error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	if len(deps.Usage) == 0 {
+		return nil, errors.New("the agent has nothing to read CPU time with")
+	}
+	secret, err := cfg.secret()
+	if err != nil {
+		return nil, err
+	}
+	sources, err := loadPolling(cfg.Polling, cfg.Interval)
+	if err != nil {
+		return nil, err
+	}
+	if deps.Registry == nil {
+		deps.Registry = prometheus.NewRegistry()
+	}
+	m, err := newMetrics(deps.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("register self-metrics: %w", err)
+	}
+	if deps.proc == "" {
+		deps.proc = "/proc"
+	}
+	a := &Agent{
+		cfg: cfg, log: deps.Log, metrics: m, guest: deps.guest, proc: deps.proc, notes: slices.Clone(deps.Notes),
+		scanner: newScanner(deps.proc), scanAll: true, domains: map[int]*domain{},
+		readers: deps.Usage, links: deps.Links, faults: map[string]string{},
+	}
+	a.watch.fresh = make(chan struct{})
+	if a.bootID, err = bootID(deps.proc); err != nil {
+		return nil, err
+	}
+	var notes []string
+	a.plans, notes = makePlans(sources, cfg.QEMUInterval)
+	a.notes = append(a.notes, notes...)
+	if a.links == nil {
+		a.notes = append(a.notes, "network.* cannot be collected: there is no netlink socket")
+	}
+	switch {
+	case a.guest != nil:
+	case len(cfg.Libvirt) == 0:
+		a.notes = append(a.notes, "libvirt is off: disk.device.* and check.* cannot be collected, and domains have no project, user or display name")
+	default:
+		a.guest = libvirt.New(deps.Log, libvirt.Options{Sockets: cfg.Libvirt, Host: cfg.Node, Timeout: cfg.LibvirtTimeout})
+	}
+	delay := time.Duration(0)
+	if cfg.Spread {
+		delay = rand.N(shortest(a.plans, cfg.Interval))
+	}
+	if a.deliver, err = newDelivery(deps.Log, m, deps.Publisher, &cfg, secret, delay); err != nil {
+		return nil, err
+	}
+	a.runs.discovery, a.runs.usage = m.collector("discovery"), m.collector("usage")
+	a.runs.links, a.runs.libvirt = m.collector("links"), m.collector("libvirt")
+	if cfg.Socket != "" {
+		if a.socket, err = a.listen(); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func shortest(plans []plan, least time.Duration) time.Duration {
+	for _, p := range plans {
+		least = min(least, p.interval)
+	}
+	return least
+}
+
+// Run meters until ctx ends, and then tries to deliver what is queued. It
+// returns an error if batches could not be delivered at the end. An agent runs
+// once.
+func (a *Agent) Run(ctx context.Context) error {
+	// What the polls need outlives them: the last batches are still sent.
+	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var polls, background sync.WaitGroup
+	background.Go(func() { a.deliver.run(rest) })
+	if a.guest != nil {
+		background.Go(func() { a.guest.Run(rest) })
+		background.Go(func() { a.follow(rest) })
+		a.awaitGuest(ctx, firstSync)
+	}
+	if a.socket != nil {
+		background.Go(func() { a.socket.serve(a.log) })
+	}
+	for _, p := range a.plans {
+		polls.Go(func() { a.schedule(ctx, newTask(p)) })
+	}
+	a.log.Info("metering", zap.String("node", a.cfg.Node), zap.Int("plans", len(a.plans)))
+	<-ctx.Done()
+	if a.socket != nil {
+		a.socket.close()
+	}
+	polls.Wait()
+	fctx, cancel := context.WithTimeout(rest, a.cfg.ShutdownTimeout)
+	defer cancel()
+	left := a.deliver.flush(fctx)
+	stop()
+	background.Wait()
+	if left > 0 {
+		return fmt.Errorf("%d batches were not delivered within %s and are lost", left, a.cfg.ShutdownTimeout)
+	}
+	return nil
+}
+
+// awaitGuest waits until libvirt's domains are known, or it is clear that they
+// will not be soon.
+func (a *Agent) awaitGuest(ctx context.Context, atMost time.Duration) {
+	deadline := time.NewTimer(atMost)
+	defer deadline.Stop()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		if err := a.guest.Err(); !errors.Is(err, libvirt.ErrNotConnected) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-deadline.C:
+			return
+		case <-poll.C:
+		}
+	}
+}
+
+// follow has new domains looked for as soon as libvirt tells of a change.
+func (a *Agent) follow(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.guest.Changes():
+		}
+		a.mu.Lock()
+		a.scanAll = true
+		a.scanned = time.Time{}
+		a.mu.Unlock()
+	}
+}
+
+// schedule runs the task at once and then at its interval. A run that takes
+// longer leaves out the runs it is late for.
+func (a *Agent) schedule(ctx context.Context, t *task) {
+	start := time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for n := int64(0); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		if t.qemu {
+			a.pollQEMU(ctx, t)
+		} else {
+			a.poll(ctx, t)
+		}
+		next := int64(time.Since(start)/t.interval) + 1
+		if skipped := next - n - 1; skipped > 0 {
+			a.metrics.skipped.Add(float64(skipped))
+		}
+		n = next
+		timer.Reset(time.Until(start.Add(time.Duration(n) * t.interval)))
+	}
+}
+
+// Notes says in one sentence each what cannot be collected now, and why.
+func (a *Agent) Notes() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.allNotes()
+}
+
+func (a *Agent) allNotes() []string {
+	notes := slices.Clone(a.notes)
+	if a.guest != nil {
+		if err := a.guest.Err(); err != nil {
+			notes = append(notes, fmt.Sprintf("libvirt does not answer (%v): disk.device.* and check.* cannot be collected, and domains that are new have no project, user or display name; start libvirtd or virtqemud, or set libvirt: off", err))
+		}
+	}
+	for _, f := range a.faults {
+		notes = append(notes, f)
+	}
+	var noWait, noIO, noSplit bool
+	for i, d := range a.order {
+		if i < len(a.usages) && d.fault == "" && d.origin != "" {
+			noSplit = noSplit || d.usage.has&(1<<iCPU) == 0
+			noWait = noWait || d.usage.has&(1<<iWait) == 0
+			noIO = noIO || d.usage.has&(1<<iDiskRead) == 0
+		}
+	}
+	if noSplit {
+		notes = append(notes, "cpu and the cpu.* classes cannot be collected for all domains: the threads of their processes cannot be read; cpu.process is whole")
+	}
+	if noWait {
+		notes = append(notes, "cpu.wait cannot be collected: the kernel keeps no scheduler statistics (CONFIG_SCHED_INFO)")
+	}
+	if noIO {
+		notes = append(notes, "disk.host.* cannot be collected: neither BPF nor /proc/PID/io of the QEMU processes may be read; run the agent with CAP_BPF and CAP_PERFMON")
+	}
+	slices.Sort(notes)
+	return notes
+}

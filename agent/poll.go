@@ -1,0 +1,388 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/bpf"
+	"github.com/kvmeter/kvmeter/collectors"
+	"github.com/kvmeter/kvmeter/collectors/rtnl"
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// task is a plan that runs.
+type task struct {
+	plan
+	usage, nic, disk uint32 // bits: indexes of the meters asked for
+	check            bool
+	builder          *sample.Builder
+	bytes            int   // rough size of what the builder holds
+	last             int64 // time of the last poll, µs since the epoch
+}
+
+func newTask(p plan) *task {
+	t := &task{plan: p, builder: sample.NewBuilder()}
+	for _, m := range p.meters {
+		t.usage |= bit(usageMeters[:], m)
+		t.nic |= bit(nicMeters[:], m)
+		t.disk |= bit(diskMeters[:], m)
+		t.check = t.check || m == sample.CheckCPU
+	}
+	return t
+}
+
+func bit(list []*sample.Meter, m *sample.Meter) uint32 {
+	if i := slices.Index(list, m); i >= 0 {
+		return 1 << i
+	}
+	return 0
+}
+
+// maxBytes bounds a batch: it must decode, with room to spare.
+const maxBytes = sample.MaxDecoded / 2
+
+// Rough sizes on the wire, for the bound.
+const (
+	rowBytes    = 64
+	sampleBytes = 10
+)
+
+// row starts a row, in another batch if this one is full.
+func (a *Agent) row(t *task, r *sample.Row, samples int, base int64) {
+	size := rowBytes + len(r.Resource) + len(r.Project) + len(r.User) + len(r.Metadata) + samples*sampleBytes
+	if t.builder.Len()+samples > sample.MaxSamples || t.bytes+size > maxBytes {
+		a.flush(t, base)
+	}
+	t.bytes += size
+	t.builder.Row(*r)
+}
+
+// flush hands on what the builder holds.
+func (a *Agent) flush(t *task, base int64) {
+	from := t.last
+	if from == 0 {
+		from = base
+	}
+	a.deliver.add(t.builder, base, from)
+	t.bytes = 0
+}
+
+// poll runs a plan of meters that cost nobody but the agent.
+func (a *Agent) poll(ctx context.Context, t *task) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.discover(time.Now()); err != nil {
+		a.log.Warn("cannot look for domains; the known ones are polled", zap.Error(err))
+	}
+	at := a.read(ctx, t.usage != 0, t.nic != 0)
+	base := at.UnixMicro()
+	for _, d := range a.order {
+		if !d.ready {
+			continue
+		}
+		if want := t.usage & d.usage.has; want != 0 && d.fault == "" {
+			a.row(t, &d.row, usageCount, base)
+			for i, m := range usageMeters {
+				if want&(1<<i) != 0 {
+					t.builder.Add(m.MeterRef, d.origin, sample.Uint(d.usage.last[i]))
+				}
+			}
+		}
+		for n := range d.nics {
+			k := &d.nics[n]
+			if t.nic == 0 || k.good != base {
+				continue
+			}
+			a.row(t, &k.row, nicCount, base)
+			for i, m := range nicMeters {
+				if t.nic&(1<<i) != 0 {
+					t.builder.Add(m.MeterRef, sample.RTNL, sample.Uint(k.last[i]))
+				}
+			}
+		}
+	}
+	a.flush(t, base)
+	t.last = base
+	if !a.noted {
+		a.noted = true
+		for _, n := range a.allNotes() {
+			a.log.Warn("not everything can be collected", zap.String("note", n))
+		}
+	}
+}
+
+// discover brings the list of domains up to date.
+func (a *Agent) discover(now time.Time) (err error) {
+	if now.Sub(a.scanned) >= minScan {
+		start := time.Now()
+		err = a.scan(now)
+		a.runs.discovery.done(start, err)
+	}
+	for _, d := range a.order {
+		a.identify(d, now)
+	}
+	a.metrics.domains.Set(float64(len(a.order)))
+	return err
+}
+
+func (a *Agent) scan(now time.Time) error {
+	found := a.found[:0]
+	fresh := false
+	err := a.scanner.refresh(now, a.scanAll, func(p *process) {
+		d := a.domains[p.pid]
+		if d == nil || d.start != p.start {
+			d = newDomain(p, a.bootID, now)
+			fresh = true
+			a.log.Info("domain found", zap.String("domain", d.uuid), zap.String("name", d.name), zap.Int("pid", d.pid))
+			if a.guest != nil && a.guest.Definitions()[d.uuid] == nil {
+				a.guest.Refresh(d.uuid)
+			}
+		}
+		found = append(found, d)
+	})
+	if err != nil {
+		return err
+	}
+	a.found = found
+	a.scanned, a.scanAll = now, false
+	if !fresh && len(found) == len(a.order) {
+		return nil
+	}
+	gone := a.domains
+	a.domains = make(map[int]*domain, len(found))
+	for _, d := range found {
+		a.domains[d.pid] = d
+		if gone[d.pid] == d {
+			delete(gone, d.pid)
+		}
+	}
+	for _, d := range gone {
+		a.ended(d, time.Now().UnixMicro())
+	}
+	a.setOrder(found)
+	return nil
+}
+
+// ended records what is lost with a domain whose process ended.
+func (a *Agent) ended(d *domain, now int64) {
+	a.log.Info("domain ended", zap.String("domain", d.uuid), zap.String("name", d.name), zap.Int("pid", d.pid))
+	from := d.good
+	if from == 0 {
+		from = now - time.Since(d.found).Microseconds()
+	}
+	a.deliver.addGap(sample.Gap{Meter: "*", Resource: d.uuid, From: from, To: now, Reason: "the domain ended; what it used since its last sample is not counted"})
+}
+
+func (a *Agent) setOrder(ds []*domain) {
+	a.order = append(a.order[:0], ds...)
+	slices.SortFunc(a.order, func(x, y *domain) int {
+		return cmp.Or(cmp.Compare(x.uuid, y.uuid), cmp.Compare(x.pid, y.pid))
+	})
+	a.procs = a.procs[:0]
+	for _, d := range a.order {
+		a.procs = append(a.procs, d.proc)
+	}
+	a.usages = make([]bpf.Usage, len(a.procs))
+}
+
+// identify brings in what libvirt says of a domain. A new domain waits for that
+// a moment, so that its samples don't begin under no project.
+func (a *Agent) identify(d *domain, now time.Time) {
+	var def *collectors.Definition
+	if a.guest != nil {
+		def = a.guest.Definitions()[d.uuid]
+	}
+	switch {
+	case def != nil:
+		if def != d.def || d.lostNIC(now) {
+			d.define(now, def, a.cfg.Source, a.cfg.Node, nil, a.index)
+		}
+	case d.def != nil: // libvirt forgot it or is away: what it said holds
+		if d.lostNIC(now) {
+			d.define(now, d.def, a.cfg.Source, a.cfg.Node, nil, a.index)
+		}
+	case a.guest != nil && isUUID(d.process.uuid) && now.Sub(d.found) < grace && a.guest.Err() == nil:
+		return
+	case !d.ready || now.Sub(d.defined) >= retryTaps || d.lostNIC(now):
+		taps := openTaps(a.proc, d.pid)
+		if len(taps) == 0 {
+			taps = d.taps
+		}
+		d.define(now, nil, a.cfg.Source, a.cfg.Node, taps, a.index)
+	}
+	d.ready = true
+}
+
+// index returns the index of the host's interface of that name, or 0.
+func (a *Agent) index(name string) int {
+	if a.links == nil {
+		return 0
+	}
+	i, err := a.links.Index(name)
+	if err != nil {
+		return 0
+	}
+	return i
+}
+
+// read reads all domains, and returns when.
+func (a *Agent) read(ctx context.Context, usage, links bool) time.Time {
+	ctx, cancel := context.WithTimeout(ctx, readAtMost)
+	defer cancel()
+	at := time.Now()
+	if usage && len(a.procs) > 0 {
+		start := time.Now()
+		err := a.readUsage(ctx, at.UnixMicro())
+		a.runs.usage.done(start, err)
+	}
+	if links && a.links != nil && len(a.order) > 0 {
+		start := time.Now()
+		err := a.readLinks(ctx, at.UnixMicro())
+		a.runs.links.done(start, err)
+	}
+	a.tell(at, usage && (links || a.links == nil))
+	return at
+}
+
+// readUsage reads what all domains used, by the best reader that answers.
+func (a *Agent) readUsage(ctx context.Context, now int64) error {
+	var err error
+	for i := range a.readers {
+		err = a.readers[i].Read(ctx, a.procs, a.usages)
+		if err == nil {
+			a.changeReader(i)
+			break
+		}
+		a.fault("usage", fmt.Sprintf("CPU time is not read by %s (%v)", a.readers[i].Origin(), err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		for _, d := range a.order {
+			a.failed(d, "no reader of CPU time answers: "+err.Error(), now)
+		}
+		return err
+	}
+	origin := sample.Origin(a.readers[a.reader].Origin())
+	gone := false
+	for i, d := range a.order {
+		u := &a.usages[i]
+		switch {
+		case u.Err == nil:
+			d.usage.advance(u, func(m int) { a.metrics.heldUsage[m].Inc() })
+			d.origin, d.good, d.fault, d.vcpus = origin, now, "", int(u.VCPUs)
+		case errors.Is(u.Err, bpf.ErrGone), errors.Is(u.Err, bpf.ErrReused):
+			gone = true
+			a.scanner.forget(d.pid)
+			delete(a.domains, d.pid)
+			a.ended(d, now)
+		default:
+			a.failed(d, u.Err.Error(), now)
+		}
+	}
+	if gone {
+		left := make([]*domain, 0, len(a.domains))
+		for _, d := range a.order {
+			if a.domains[d.pid] == d {
+				left = append(left, d)
+			}
+		}
+		a.setOrder(left)
+	}
+	return nil
+}
+
+// failed records that a domain could not be read.
+func (a *Agent) failed(d *domain, why string, now int64) {
+	if d.fault == "" {
+		a.log.Warn("domain skipped", zap.String("domain", d.uuid), zap.String("reason", why))
+	}
+	d.fault = why
+	from := d.good
+	if from == 0 {
+		from = now
+	}
+	a.deliver.addGap(sample.Gap{Meter: "*", Resource: d.uuid, From: from, To: now, Reason: why})
+	d.good = now
+}
+
+// changeReader notes which reader counts now.
+func (a *Agent) changeReader(i int) {
+	if i == 0 {
+		delete(a.faults, "usage")
+	}
+	if i != a.reader {
+		a.log.Warn("another reader counts CPU time now", zap.String("origin", a.readers[i].Origin()))
+		a.reader = i
+	}
+}
+
+func (a *Agent) fault(collector, what string) {
+	if a.faults[collector] == "" {
+		a.log.Warn("collector failed", zap.String("collector", collector), zap.String("reason", what))
+	}
+	a.faults[collector] = what
+}
+
+// readLinks reads the NICs of all domains.
+func (a *Agent) readLinks(ctx context.Context, now int64) error {
+	table, err := a.links.Read(ctx, a.table[:0])
+	if err != nil {
+		a.fault("links", fmt.Sprintf("network.* cannot be collected (%v)", err))
+		for _, d := range a.order {
+			for i := range d.nics {
+				a.failedNIC(&d.nics[i], err.Error(), now)
+			}
+		}
+		return err
+	}
+	a.table = table
+	delete(a.faults, "links")
+	for _, d := range a.order {
+		for i := range d.nics {
+			k := &d.nics[i]
+			l, ok := rtnl.Find(table, k.index)
+			if k.lost = !ok && k.index != 0; !ok {
+				if k.good != 0 {
+					a.failedNIC(k, "the host has no interface "+k.device, now)
+					k.good = 0
+				}
+				continue
+			}
+			k.advance(l, a.metrics)
+			k.good = now
+		}
+	}
+	return nil
+}
+
+func (a *Agent) failedNIC(k *nic, why string, now int64) {
+	from := k.good
+	if from == 0 {
+		from = now
+	}
+	a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: from, To: now, Reason: why})
+}
+
+// advance takes over the counters of the NIC's interface, in the guest's
+// direction: what the host transmits, the guest receives.
+func (k *nic) advance(l rtnl.Link, m *metrics) {
+	now := [nicCount]uint64{
+		iInBytes: l.TxBytes, iOutBytes: l.RxBytes, iInPackets: l.TxPackets, iOutPackets: l.RxPackets,
+		iInErrors: l.TxErrors, iOutErrors: l.RxErrors, iInDrops: l.TxDropped, iOutDrops: l.RxDropped,
+	}
+	for i, v := range now {
+		if v < k.last[i] {
+			m.heldNIC[i].Inc()
+			continue
+		}
+		k.last[i] = v
+	}
+}

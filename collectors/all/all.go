@@ -1,0 +1,35 @@
+// Package all lists the collectors.
+package all
+
+import (
+	"errors"
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/collectors"
+	"github.com/kvmeter/kvmeter/collectors/ebpf"
+	"github.com/kvmeter/kvmeter/collectors/procfs"
+)
+
+// Usage opens readers of CPU time and disk bytes, best first. The last needs
+// no privilege. The notes say which could not be opened, why, and what is
+// missing without it.
+func Usage(log *zap.Logger) (readers []collectors.UsageReader, notes []string) {
+	r, err := ebpf.Open(log, ebpf.Options{})
+	if err != nil {
+		notes = append(notes, fmt.Sprintf("BPF cannot be used (%v): CPU time is read from /proc instead, at more cost", err))
+	} else {
+		readers = append(readers, r)
+	}
+	return append(readers, procfs.New(log)), notes
+}
+
+// Close closes readers.
+func Close(readers []collectors.UsageReader) error {
+	var errs []error
+	for _, r := range readers {
+		errs = append(errs, r.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,189 @@
+package libvirt
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+)
+
+// maxPacket bounds a packet of the RPC: libvirt's own bound, VIR_NET_MESSAGE_MAX.
+const maxPacket = 32 << 20
+
+var errNotLibvirt = errors.New("what answers on the socket is not libvirt")
+
+// packetConn hands on the packets of libvirt's RPC and refuses what cannot be
+// one: the client library would trust any length. dead is closed once nothing
+// more can be read.
+type packetConn struct {
+	net.Conn
+	dead chan struct{}
+	once sync.Once
+	head [4]byte // length of the packet that is being read
+	have int     // bytes of head that were read
+	left int     // bytes of the packet that were not
+}
+
+func (c *packetConn) Read(p []byte) (int, error) {
+	n, err := c.read(p)
+	if err != nil {
+		c.once.Do(func() { close(c.dead) })
+	}
+	return n, err
+}
+
+// read never reads beyond a packet's head before it has checked it.
+func (c *packetConn) read(p []byte) (int, error) {
+	if c.left > 0 {
+		n, err := c.Conn.Read(p[:min(len(p), c.left)])
+		c.left -= n
+		return n, err
+	}
+	n, err := c.Conn.Read(p[:min(len(p), len(c.head)-c.have)])
+	c.have += copy(c.head[c.have:], p[:n])
+	if c.have == len(c.head) {
+		const header = 28 // length, program, version, procedure, type, serial, status
+		size := binary.BigEndian.Uint32(c.head[:])
+		if size < header || size > maxPacket {
+			return 0, errNotLibvirt
+		}
+		c.have, c.left = 0, int(size)-len(c.head)
+	}
+	return n, err
+}
+
+// link is one connection to a libvirt daemon.
+type link struct {
+	*golibvirt.Libvirt
+	conn    *packetConn
+	timeout time.Duration
+	ctx     context.Context // of the subscriptions
+	cancel  context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool
+	calls  sync.WaitGroup
+}
+
+var (
+	errTimeout = errors.New("libvirt does not answer")
+	errClosed  = errors.New("libvirt closed the connection")
+)
+
+// Dial implements the library's dialer: the connection exists already.
+func (c *packetConn) Dial() (net.Conn, error) { return c, nil }
+
+// dial connects to the first of the sockets on which a libvirt daemon answers.
+func dial(ctx context.Context, sockets []string, timeout time.Duration) (*link, error) {
+	var errs []error
+	for _, path := range sockets {
+		k, err := dialOne(ctx, path, timeout)
+		if err == nil {
+			return k, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == 0 {
+		return nil, fmt.Errorf("there is no socket %s", strings.Join(sockets, " or "))
+	}
+	return nil, errors.Join(errs...)
+}
+
+func dialOne(ctx context.Context, path string, timeout time.Duration) (*link, error) {
+	dialer := net.Dialer{Timeout: timeout}
+	conn, err := dialer.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("connect to libvirt: %w", err)
+	}
+	pc := &packetConn{Conn: conn, dead: make(chan struct{})}
+	k := &link{Libvirt: golibvirt.NewWithDialer(pc), conn: pc, timeout: timeout}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	if err := k.call(ctx, k.Connect); err != nil {
+		k.close()
+		return nil, fmt.Errorf("connect to libvirt at %s: %w", path, err)
+	}
+	return k, nil
+}
+
+// call runs f, which makes one call over the connection, and waits for it
+// until the deadline. A call that was given up goes on until it is answered or
+// the connection closed.
+func (k *link) call(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	if !k.start(func() { done <- f() }) {
+		return errClosed
+	}
+	timer := time.NewTimer(k.timeout)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		if errors.Is(err, io.EOF) || errors.Is(err, golibvirt.ErrInterrupted) {
+			return fmt.Errorf("%w: %w", errClosed, err)
+		}
+		return err
+	case <-timer.C:
+		return fmt.Errorf("%w within %s", errTimeout, k.timeout)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// start runs f, unless the connection is being closed.
+func (k *link) start(f func()) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.closed {
+		k.calls.Go(f)
+	}
+	return !k.closed
+}
+
+// close ends the connection, and with it all calls and subscriptions.
+func (k *link) close() {
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	_ = k.conn.Close()
+	// The library's reader ends at the next read; only then may subscriptions
+	// end, since it hands events to them without a way out.
+	<-k.conn.dead
+	k.cancel()
+	k.calls.Wait()
+}
+
+// subscribe calls each with the domain of every event of the kind.
+func (k *link) subscribe(ctx context.Context, id golibvirt.DomainEventID, each func(golibvirt.Domain)) error {
+	var events <-chan any
+	err := k.call(ctx, func() (err error) {
+		events, err = k.SubscribeEvents(k.ctx, id, nil)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	k.start(func() {
+		for e := range events {
+			switch e := e.(type) {
+			case *golibvirt.DomainEventCallbackLifecycleMsg:
+				each(e.Msg.Dom)
+			case *golibvirt.DomainEventCallbackDeviceAddedMsg:
+				each(e.Dom)
+			case *golibvirt.DomainEventCallbackDeviceRemovedMsg:
+				each(e.Msg.Dom)
+			case *golibvirt.DomainEventCallbackMetadataChangeMsg:
+				each(e.Dom)
+			}
+		}
+	})
+	return nil
+}
