@@ -31,7 +31,7 @@ type Options struct {
 // one sentence each.
 func Commands(o Options) []*cobra.Command {
 	return []*cobra.Command{
-		meterList(), sampleList(), sampleShow(), statistics(), resourceList(), resourceShow(), gapList(),
+		meterList(), sampleList(), sampleShow(), statistics(), resourceList(), resourceShow(), gapList(), top(o.Socket),
 	}
 }
 
