@@ -158,7 +158,7 @@ func (id identity) nic(n int) NIC {
 		Tap:  "tap" + port.String()[:11],
 		MAC:  fmt.Sprintf("fa:16:%02x:%02x:%02x:%02x", mac[0], mac[1], id.Number&0xff, (id.Number>>8<<3|n)&0xff),
 		Port: port.String(),
-		IP:   fmt.Sprintf("198.18.%d.%d", id.Number/250%256, id.Number%250+1),
+		IP:   fmt.Sprintf("198.18.%d.%d", (id.Number*8+n)/250%256, (id.Number*8+n)%250+1),
 	}
 }
 

@@ -267,6 +267,31 @@ func (g *Guest) do(ctx context.Context, what string, call func(*libvirt.Libvirt,
 	return nil
 }
 
+// Stats are libvirt's bulk statistics of the guest by libvirt's names, such as
+// block.0.wr.reqs, net.0.rx.pkts and cpu.time; those that are no unsigned
+// integers are left out.
+func (g *Guest) Stats(ctx context.Context) (map[string]uint64, error) {
+	stats := map[string]uint64{}
+	err := g.do(ctx, "read statistics of", func(conn *libvirt.Libvirt, d libvirt.Domain) error {
+		records, err := conn.ConnectGetAllDomainStats([]libvirt.Domain{d}, 0, 0)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			for _, p := range r.Params {
+				switch v := p.Value.I.(type) {
+				case uint64:
+					stats[p.Field] = v
+				case uint32:
+					stats[p.Field] = uint64(v)
+				}
+			}
+		}
+		return nil
+	})
+	return stats, err
+}
+
 // Domain names the guest in calls to libvirt.
 func (g *Guest) Domain() libvirt.Domain {
 	d := libvirt.Domain{Name: g.Name, ID: -1}

@@ -26,9 +26,12 @@ type Rabbit struct {
 // rabbitPorts are chosen once, so that a node comes back where it was.
 type rabbitPorts struct{ AMQP, Dist, EPMD int }
 
-// Debian's /usr/sbin/rabbitmq-server would change to the user rabbitmq; this
-// one is what it calls.
-const rabbitServer = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+// RabbitMQCtl is the rabbitmqctl that looks for the cookie where [Rabbit.Env]
+// says. Debian's in /usr/sbin change to the user rabbitmq first.
+const (
+	RabbitMQCtl  = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+	rabbitServer = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+)
 
 // RabbitMQ starts the lab's node, unless it runs, and returns when it answers.
 func (l *Lab) RabbitMQ(ctx context.Context) (*Rabbit, error) {
@@ -73,7 +76,7 @@ func (r *Rabbit) URL() string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1
 // Node is the node's name, for rabbitmqctl.
 func (r *Rabbit) Node() string { return "kvmeter-" + r.lab.id + "@localhost" }
 
-// Env is the environment in which rabbitmqctl and its like find this node.
+// Env is the environment in which [RabbitMQCtl] and its like find this node.
 func (r *Rabbit) Env() []string {
 	return []string{
 		"HOME=" + r.file(""),

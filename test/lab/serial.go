@@ -22,7 +22,7 @@ func (g *Guest) socket() string { return g.lab.path("run", g.Name+".serial") }
 
 // Exec has a Linux guest do one command and returns what it says about it. It
 // waits for the end of the command, however long, unless ctx ends before; then
-// the guest still does the command to its end, and the next one waits for it.
+// the guest may still do it, and the next one waits until it has.
 //
 // Commands:
 //
@@ -61,7 +61,7 @@ func (g *Guest) exec(ctx context.Context, command string) (string, error) {
 	}
 	defer hangUp()
 	token := newToken()
-	if _, err := fmt.Fprintf(conn, "@%s %s\n", token, command); err != nil {
+	if err := send(conn, token, command); err != nil {
 		return "", err
 	}
 	out, err := answer(bufio.NewReader(conn), token)
@@ -90,7 +90,7 @@ func (g *Guest) waitReady(ctx context.Context) error {
 	}
 	defer hangUp()
 	token := newToken()
-	ask := func() { _, _ = fmt.Fprintf(conn, "@%s true\n", token) }
+	ask := func() { _ = send(conn, token, "true") } // an error there is one in reading too
 	done := make(chan error, 1)
 	ready := make(chan struct{}, 1)
 	go func() {
@@ -156,6 +156,13 @@ func newToken() string {
 	var b [6]byte
 	_, _ = rand.Read(b[:])
 	return hex.EncodeToString(b[:])
+}
+
+// send sends one command. The line break before it ends what an abandoned
+// command may have left in the guest's port.
+func send(w io.Writer, token, command string) error {
+	_, err := fmt.Fprintf(w, "\n@%s %s @%s\n", token, command, token)
+	return err
 }
 
 // answer reads the answer to the command with this token; all else is of

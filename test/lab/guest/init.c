@@ -2,12 +2,13 @@
  *
  * It obeys commands that arrive on the second serial port, one a line:
  *
- *     @TOKEN COMMAND ARGUMENT...
+ *     @TOKEN COMMAND ARGUMENT... @TOKEN
  *
  * and answers with any number of "@TOKEN - text" lines and one last
  * "@TOKEN DONE rc" (0 done, 1 it failed, 2 no such command). The token is the
  * host's, new for each command, so that an answer cannot be taken for that of
- * another one. "bg COMMAND" is answered at once and runs beside the others.
+ * another one; a line without it at both ends was cut and is not obeyed.
+ * "bg COMMAND" is answered at once and runs beside the others.
  *
  * Each command does exactly what it says and nothing else in this guest sends a
  * packet or touches a disk, so that the host's counters can be compared to the
@@ -382,8 +383,9 @@ static void obey(char *line)
 	for (char *p = strtok(line + 1, " "); p && n < MAX_WORDS; p = strtok(NULL, " "))
 		w[n++] = p;
 	w[n] = NULL;
-	if (n < 2)
+	if (n < 3 || w[n - 1][0] != '@' || strcmp(w[0], w[n - 1] + 1))
 		return;
+	w[--n] = NULL;
 	token = w[0];
 	if (!strcmp(w[1], "bg") && n > 2) {
 		rc = fork();

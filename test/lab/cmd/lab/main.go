@@ -355,7 +355,7 @@ func rabbitCommand(open opener) *cobra.Command {
 			}
 			out := cmd.OutOrStdout()
 			fmt.Fprintln(out, r.URL())
-			fmt.Fprintf(out, "by hand   env %s rabbitmqctl list_queues\n", strings.Join(r.Env(), " "))
+			fmt.Fprintf(out, "by hand   env %s %s list_queues\n", strings.Join(r.Env(), " "), lab.RabbitMQCtl)
 			return nil
 		},
 	}, &cobra.Command{
