@@ -102,7 +102,7 @@ func (it *Iter) read(ctx context.Context, procs []Proc, out []Usage) error {
 		}
 	}
 	for i, p := range procs {
-		slot := it.asked[uint32(p.PID)]
+		slot := it.asked[p.key()]
 		if p.StartTicks != 0 && slot.StartTicks != p.StartTicks {
 			it.known.fail(p, &out[i], ErrReused)
 			continue
@@ -116,7 +116,7 @@ func (it *Iter) read(ctx context.Context, procs []Proc, out []Usage) error {
 func (it *Iter) ask(procs []Proc) error {
 	clear(it.want)
 	for i, p := range procs {
-		it.want[uint32(p.PID)] = gen.IterSlot{Index: uint32(i), StartTicks: p.StartTicks}
+		it.want[p.key()] = gen.IterSlot{Index: uint32(i), StartTicks: p.StartTicks}
 	}
 	for pid := range it.asked {
 		if _, ok := it.want[pid]; ok {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -125,13 +126,21 @@ func TestReadersAgreeToTheNanosecondOnAStoppedProcess(t *testing.T) {
 
 func TestBytesOfExitedThreadsCount(t *testing.T) {
 	file := t.TempDir() + "/file"
-	before := make([]bpf.Usage, 0)
+	const size = 1 << 20
+	var fs unix.Statfs_t
+	if err := unix.Statfs(t.TempDir(), &fs); err != nil {
+		t.Fatal(err)
+	}
+	least, most := uint64(size), uint64(2*size)
+	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
+		least, most = 0, 0 // no device is written to
+	}
+	var before []bpf.Usage
 	self := bpf.Proc{PID: os.Getpid()}
 	all := readers(t)
 	for _, r := range all {
 		before = append(before, ok(t, r, self))
 	}
-	const size = 1 << 20
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread exits
@@ -147,8 +156,8 @@ func TestBytesOfExitedThreadsCount(t *testing.T) {
 	}
 	for i, r := range all {
 		after := ok(t, r, self)
-		if got := after.WriteBytes - before[i].WriteBytes; got < size || got > 2*size {
-			t.Errorf("%s: a thread wrote %d bytes, got %d", r.Origin(), size, got)
+		if got := after.WriteBytes - before[i].WriteBytes; got < least || got > most {
+			t.Errorf("%s: got %d bytes written, want %d to %d", r.Origin(), got, least, most)
 		}
 	}
 }
@@ -164,20 +173,15 @@ func threadClock(t testing.TB, tid int) uint64 {
 
 func TestARunningThreadIsCountedUpToNow(t *testing.T) {
 	tid := make(chan int)
-	stop := make(chan struct{})
+	var stop atomic.Bool
 	go func() {
 		nameThread("CPU 0/KVM")
 		tid <- unix.Gettid()
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
+		for !stop.Load() {
 		}
 	}()
 	id := <-tid
-	defer close(stop)
+	defer stop.Store(true)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	self := []bpf.Proc{{PID: os.Getpid()}}
@@ -222,8 +226,8 @@ func TestTheProcessNeverLosesTime(t *testing.T) {
 	for _, r := range readers(t) {
 		out := make([]bpf.Usage, 1)
 		var last bpf.Usage
-		torn := 0
-		for range 600 {
+		reads, torn := 0, 0
+		for start := time.Now(); reads < 600 && time.Since(start) < 5*time.Second; reads++ {
 			before, err := bpf.ProcessCPUClock(c.proc.PID)
 			if err != nil {
 				t.Fatal(err)
@@ -251,9 +255,9 @@ func TestTheProcessNeverLosesTime(t *testing.T) {
 			last = u
 			time.Sleep(100 * time.Microsecond)
 		}
-		t.Logf("%s: torn %d of 600, %+v", r.Origin(), torn, r.Stats())
-		if torn > 60 {
-			t.Errorf("%s: torn %d of 600 times", r.Origin(), torn)
+		t.Logf("%s: torn %d of %d, %+v", r.Origin(), torn, reads, r.Stats())
+		if torn > reads/10 {
+			t.Errorf("%s: torn %d of %d times", r.Origin(), torn, reads)
 		}
 	}
 }
@@ -272,8 +276,8 @@ func TestAProcessThatIsNotTheOneMeantIsNamed(t *testing.T) {
 	}()
 	reused := c.proc
 	reused.StartTicks++
-	procs := []bpf.Proc{dead.proc, reused, {PID: 2}, {PID: <-thread}, {PID: 1 << 30}, {PID: -5}, {}, alive.proc, self}
-	want := []error{bpf.ErrGone, bpf.ErrReused, bpf.ErrKernelThread, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, nil, nil}
+	procs := []bpf.Proc{dead.proc, reused, {PID: 2}, {PID: <-thread}, {PID: 1 << 30}, {PID: 1<<32 + 1}, {PID: -5}, {}, alive.proc, self}
+	want := []error{bpf.ErrGone, bpf.ErrReused, bpf.ErrKernelThread, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, nil, nil}
 	for _, r := range readers(t) {
 		for i, u := range read(t, r, procs...) {
 			if u.Err != want[i] {
@@ -283,7 +287,7 @@ func TestAProcessThatIsNotTheOneMeantIsNamed(t *testing.T) {
 				t.Errorf("%s: %+v: %+v", r.Origin(), procs[i], u)
 			}
 		}
-		if s := r.Stats(); s.Failed != 7 || s.Processes != 9 || s.Reads != 1 {
+		if s := r.Stats(); s.Failed != 8 || s.Processes != 10 || s.Reads != 1 {
 			t.Errorf("%s: %+v", r.Origin(), s)
 		}
 	}
@@ -328,6 +332,9 @@ func TestCapabilitiesAreNeededOnlyToLoad(t *testing.T) {
 			switch len(caps) {
 			case 2:
 				want = "walk ok\niter ok\n"
+				if readers(t)[0].Origin() != bpf.OriginWalk {
+					want = fmt.Sprintf("load walk: %v\niter ok\n", bpf.ErrNoTaskIterator)
+				}
 			case 1:
 				want = missing("walk", "CAP_PERFMON") + missing("iter", "CAP_PERFMON")
 			case 0:

@@ -38,6 +38,14 @@ type Proc struct {
 	StartTicks uint64
 }
 
+// key is the PID as the programs take it, 0 (nobody's) if there can't be such a one.
+func (p Proc) key() uint32 {
+	if p.PID < 1 || p.PID > maxPID {
+		return 0
+	}
+	return uint32(p.PID)
+}
+
 // Class is a kind of thread in a QEMU process.
 type Class int
 

@@ -85,7 +85,7 @@ func (w *Walk) Read(ctx context.Context, procs []Proc, out []Usage) error {
 
 func (w *Walk) read(procs []Proc, out []Usage) error {
 	for i, p := range procs {
-		w.in[i].Pid = uint32(p.PID)
+		w.in[i].Pid = p.key()
 		w.in[i].StartTicks = p.StartTicks
 	}
 	if _, err := w.requests.WriteAt(bytesOf(w.in[:len(procs)]), 0); err != nil {

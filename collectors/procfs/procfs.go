@@ -25,7 +25,6 @@ type Reader struct {
 	root   string // /proc
 	clock  func(pid int) (uint64, error)
 	exited map[bpf.Proc]uint64 // the most known of Usage.Exited, ns
-	seen   map[bpf.Proc]bool   // in this read
 	stats  bpf.Stats
 	saidIO bool
 	file   []byte // one file's content
