@@ -63,6 +63,7 @@ func (c *packetConn) read(p []byte) (int, error) {
 // link is one connection to a libvirt daemon.
 type link struct {
 	*golibvirt.Libvirt
+	path    string // of the socket
 	conn    *packetConn
 	timeout time.Duration
 	ctx     context.Context // of the subscriptions
@@ -106,7 +107,7 @@ func dialOne(ctx context.Context, path string, timeout time.Duration) (*link, er
 		return nil, fmt.Errorf("connect to libvirt: %w", err)
 	}
 	pc := &packetConn{Conn: conn, dead: make(chan struct{})}
-	k := &link{Libvirt: golibvirt.NewWithDialer(pc), conn: pc, timeout: timeout}
+	k := &link{Libvirt: golibvirt.NewWithDialer(pc), path: path, conn: pc, timeout: timeout}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	if err := k.call(ctx, k.Connect); err != nil {
 		k.close()

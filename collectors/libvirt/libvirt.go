@@ -274,7 +274,7 @@ func (c *Client) syncDirty(ctx context.Context, k *link) error {
 	c.mu.Unlock()
 	old := c.list.Swap(&list)
 	if first {
-		c.log.Info("connected to libvirt", zap.String("socket", k.conn.RemoteAddr().String()), zap.Int("domains", len(list)))
+		c.log.Info("connected to libvirt", zap.String("socket", k.path), zap.Int("domains", len(list)))
 	}
 	if first || !maps.Equal(*old, list) {
 		signal(c.changes)
