@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -234,6 +235,8 @@ func (a *AMQP) explain(err error) error {
 		return fmt.Errorf("%s has no virtual host %q, or this user has no access to it", at, a.vhost)
 	case errors.As(err, &refusal) && refusal.Code == amqp.AccessRefused:
 		return fmt.Errorf("%s does not let this user make the queues (%w); give it configure, write and read permission for kvmeter.*", at, err)
+	case errors.As(err, &refusal) && refusal.Code == amqp.FrameError, errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("%s closes the connection at once: it may be starting or ending, or speak TLS where url does not (%w)", at, err)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("%s does not answer (timed out)", at)
 	}

@@ -160,7 +160,7 @@ func messages(n int) (ms []bus.Message, ids []string) {
 // conform is what every bus must do. open returns an empty one, and what
 // lists its dead letters.
 func conform(t *testing.T, open func(t *testing.T) (wire, func() []dead)) {
-	const queue = "kvmeter.samples.0"
+	const queue = "kvmeter.samples.0" // of partition 0
 	bad := errors.New("can't be read: \"x\"")
 
 	t.Run("a message arrives with all that it carries", func(t *testing.T) {
