@@ -184,6 +184,15 @@ func TestARunningThreadIsCountedUpToNow(t *testing.T) {
 	defer stop.Store(true)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	// Where the CPUs' clocks differ, so does the scheduler's, by up to a tick.
+	bound := 20 * time.Microsecond
+	source, err := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains([]string{"hpet\n", "acpi_pm\n", "jiffies\n"}, string(source)) {
+		bound = 10 * time.Millisecond
+	}
 	self := []bpf.Proc{{PID: os.Getpid()}}
 	for _, r := range readers(t) {
 		if r.Origin() == bpf.OriginCPUClock {
@@ -211,11 +220,11 @@ func TestARunningThreadIsCountedUpToNow(t *testing.T) {
 		at := func(d []time.Duration, percent int) time.Duration { return d[len(d)*percent/100] }
 		t.Logf("%s: behind the exact clock by p50 %v p95 %v p99 %v max %v; ahead of it by p95 %v p99 %v max %v",
 			r.Origin(), at(behind, 50), at(behind, 95), at(behind, 99), behind[len(behind)-1], at(ahead, 95), at(ahead, 99), ahead[len(ahead)-1])
-		if got := at(behind, 90); got > 20*time.Microsecond {
-			t.Errorf("%s: 90 %% of the reads should be at most 20 µs behind, got %v", r.Origin(), got)
+		if got := at(behind, 90); got > bound {
+			t.Errorf("%s: 90 %% of the reads should be at most %v behind, got %v", r.Origin(), bound, got)
 		}
-		if got := at(ahead, 90); got > 20*time.Microsecond {
-			t.Errorf("%s: 90 %% of the reads should be at most 20 µs ahead, got %v", r.Origin(), got)
+		if got := at(ahead, 90); got > bound {
+			t.Errorf("%s: 90 %% of the reads should be at most %v ahead, got %v", r.Origin(), bound, got)
 		}
 	}
 }

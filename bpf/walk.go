@@ -61,8 +61,11 @@ func (w *Walk) Origin() string {
 // be read has its Err set and costs no other; the error of Read itself means
 // that nothing could be read. It does not allocate once it knows the processes.
 //
-// A thread that is running is counted to within some µs of the call: its
-// current slice is added to what the kernel has counted at the last tick.
+// A thread that is running is counted to within some µs of the call: the slice
+// it is in is added to what the kernel has counted at the last tick. Where that
+// turns out too much (a CPU's clocks that are not in step, time that the host's
+// own hypervisor stole within the tick), the value is held until the kernel has
+// counted as much: [Stats.Held].
 func (w *Walk) Read(ctx context.Context, procs []Proc, out []Usage) error {
 	if len(out) < len(procs) {
 		return fmt.Errorf("read walk: room for %d of %d processes", len(out), len(procs))
