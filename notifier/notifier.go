@@ -92,10 +92,10 @@ func (n *Notifier) open() error {
 			Secret: n.deps.Keys[n.cfg.Name], Partitions: n.cfg.Partitions,
 		})
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: publisher %s: %w", t.Where, t.URL.Redacted(), err))
+			errs = append(errs, fmt.Errorf("%s: publisher %s: %w", t.Where, t.Name, err))
 			continue
 		}
-		n.targets = append(n.targets, target{p, t.URL.Redacted()})
+		n.targets = append(n.targets, target{p, t.Name})
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)

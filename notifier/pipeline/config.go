@@ -41,6 +41,7 @@ type Pipeline struct {
 // Target is a publisher's URL.
 type Target struct {
 	URL   *url.URL
+	Name  string // the URL as it is written, without a password
 	Where string // "pipeline.yaml:12", for errors
 }
 
@@ -309,6 +310,9 @@ func (r *reader) target(n *yaml.Node, text string, cfg *Config) int {
 			return i
 		}
 	}
-	cfg.Targets = append(cfg.Targets, Target{u, r.where(n)})
+	if u.User != nil {
+		text = u.Redacted()
+	}
+	cfg.Targets = append(cfg.Targets, Target{u, text, r.where(n)})
 	return len(cfg.Targets) - 1
 }

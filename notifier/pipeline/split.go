@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"math/bits"
+	"strings"
 
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -80,7 +81,7 @@ func (s *Splitter) mark(i int, b *sample.Batch) int {
 func derive(b *sample.Batch, keep []bool, n int, node, pipeline string) *sample.Batch {
 	d := &sample.Batch{
 		ID: sample.DeriveBatchID(b.ID, pipeline), Node: node, Base: b.Base,
-		IDs: make([]string, 0, n), Gaps: b.Gaps,
+		IDs: ids(b, keep, n), Gaps: b.Gaps,
 	}
 	meters := make([]int, len(b.Meters)) // new number of each
 	for m, k := range keep {
@@ -90,6 +91,32 @@ func derive(b *sample.Batch, keep []bool, n int, node, pipeline string) *sample.
 		}
 	}
 	used := make([]byte, (len(b.Rows)+7)/8)
+	for i := range b.Columns {
+		c := &b.Columns[i]
+		if !keep[c.Meter] {
+			continue
+		}
+		d.Columns = append(d.Columns, sample.Column{
+			Meter: meters[c.Meter], Origin: c.Origin, Tag: c.Tag, Bitmap: c.Bitmap, Values: c.Values,
+		})
+		for w := range used {
+			used[w] |= c.Bitmap[w]
+		}
+	}
+	d.Rows = compact(b.Rows, d.Columns, used)
+	return d
+}
+
+// ids returns the ids of the n samples whose meters are kept. They share one
+// string: those that follow from the batch's differ in their last four digits.
+func ids(b *sample.Batch, keep []bool, n int) []string {
+	out := make([]string, 0, n)
+	const size, digits = 36, "0123456789abcdef"
+	prefix := b.ID.String()[:size-4]
+	var text strings.Builder
+	if b.IDs == nil {
+		text.Grow(n * size)
+	}
 	index := 0
 	for i := range b.Columns {
 		c := &b.Columns[i]
@@ -97,19 +124,22 @@ func derive(b *sample.Batch, keep []bool, n int, node, pipeline string) *sample.
 			index += len(c.Values)
 			continue
 		}
-		d.Columns = append(d.Columns, sample.Column{
-			Meter: meters[c.Meter], Origin: c.Origin, Tag: c.Tag, Bitmap: c.Bitmap, Values: c.Values,
-		})
 		for range c.Values {
-			d.IDs = append(d.IDs, b.SampleID(index).String())
+			if b.IDs != nil {
+				out = append(out, b.IDs[index])
+			} else {
+				text.WriteString(prefix)
+				for shift := 12; shift >= 0; shift -= 4 {
+					text.WriteByte(digits[index>>shift&15])
+				}
+			}
 			index++
 		}
-		for w := range used {
-			used[w] |= c.Bitmap[w]
-		}
 	}
-	d.Rows = compact(b.Rows, d.Columns, used)
-	return d
+	for all := text.String(); len(all) > 0; all = all[size:] {
+		out = append(out, all[:size])
+	}
+	return out
 }
 
 // compact returns the used rows and rewrites the columns' bitmaps to them.
