@@ -13,10 +13,14 @@ import (
 )
 
 // Usage opens readers of CPU time and disk bytes, best first. The last needs
-// no privilege. The notes say which could not be opened, why, and what is
-// missing without it.
-func Usage(log *zap.Logger) (readers []collectors.UsageReader, notes []string) {
-	r, err := ebpf.Open(log, ebpf.Options{})
+// no privilege and no BPF. The notes say which could not be opened, why, and
+// what is missing without it.
+func Usage(log *zap.Logger, withoutBPF bool) (readers []collectors.UsageReader, notes []string) {
+	var r collectors.UsageReader
+	err := errors.New("it is switched off")
+	if !withoutBPF {
+		r, err = ebpf.Open(log, ebpf.Options{})
+	}
 	if err != nil {
 		notes = append(notes, fmt.Sprintf("BPF cannot be used (%v): CPU time is read from /proc instead, at more cost", err))
 	} else {
