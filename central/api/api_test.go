@@ -486,11 +486,7 @@ func TestGapsAreListedNewestFirst(t *testing.T) {
 		"?start=2026-01-01T10:00:06&end=2026-01-01T10:00:19": "vm-1",
 	} {
 		_, body := get(h, "/v2/gaps"+query)
-		var got []string
-		for _, m := range regexp.MustCompile(`vm-\d`).FindAllString(body, -1) {
-			got = append(got, m)
-		}
-		if strings.Join(got, " ") != want {
+		if got := regexp.MustCompile(`vm-\d`).FindAllString(body, -1); strings.Join(got, " ") != want {
 			t.Errorf("%s: got %v, want %s", query, got, want)
 		}
 	}
