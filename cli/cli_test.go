@@ -159,11 +159,13 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		want     string
 	}{
 		"no API": {
-			"http://127.0.0.1:1", []string{"meter-list"},
+			"http://127.0.0.1:1",
+			[]string{"meter-list"},
 			"cannot reach kvmeter's API at http://127.0.0.1:1 (connection refused): is `kvmeter up` or `kvmeter central` running? --endpoint or KVMETER_ENDPOINT names another address",
 		},
 		"no scheme": {
-			"127.0.0.1:1", []string{"meter-list"},
+			"127.0.0.1:1",
+			[]string{"meter-list"},
 			"cannot reach kvmeter's API at http://127.0.0.1:1 (connection refused): is `kvmeter up` or `kvmeter central` running? --endpoint or KVMETER_ENDPOINT names another address",
 		},
 		"the API's own text":  {url, []string{"sample-show", "zz"}, "Sample zz Not Found (HTTP 404)"},

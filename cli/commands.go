@@ -145,10 +145,18 @@ func sampleShow() *cobra.Command {
 			return nil, err
 		}
 		properties := []property{
-			{"id", text(s.ID)}, {"metadata", object(s.Metadata)}, {"meter", text(s.Meter)},
-			{"project_id", known(s.Project)}, {"recorded_at", text(s.Recorded)}, {"resource_id", known(s.Resource)},
-			{"source", known(s.Source)}, {"timestamp", text(s.Time)}, {"type", text(s.Type)}, {"unit", text(s.Unit)},
-			{"user_id", known(s.User)}, {"volume", number(s.Volume)},
+			{"id", text(s.ID)},
+			{"metadata", object(s.Metadata)},
+			{"meter", text(s.Meter)},
+			{"project_id", known(s.Project)},
+			{"recorded_at", text(s.Recorded)},
+			{"resource_id", known(s.Resource)},
+			{"source", known(s.Source)},
+			{"timestamp", text(s.Time)},
+			{"type", text(s.Type)},
+			{"unit", text(s.Unit)},
+			{"user_id", known(s.User)},
+			{"volume", number(s.Volume)},
 		}
 		if long {
 			properties = append(properties, property{"origin", known(s.Origin)}, property{"incarnation", known(s.Incarnation)})
@@ -305,8 +313,11 @@ func resourceShow() *cobra.Command {
 			return nil, err
 		}
 		return show([]property{
-			{"metadata", object(r.Metadata)}, {"project_id", known(r.Project)}, {"resource_id", text(r.ID)},
-			{"source", known(r.Source)}, {"user_id", known(r.User)},
+			{"metadata", object(r.Metadata)},
+			{"project_id", known(r.Project)},
+			{"resource_id", text(r.ID)},
+			{"source", known(r.Source)},
+			{"user_id", known(r.User)},
 		}), nil
 	})
 }

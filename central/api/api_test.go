@@ -345,23 +345,35 @@ func TestStatisticsPrint(t *testing.T) {
 	all := `"min": 1.0, "max": 5.0, "avg": 3.0, "sum": 9.0, "count": 3`
 	for name, tc := range map[string]struct{ path, want string }{
 		"all in one": {"/v2/meters/load/statistics", row("null", all, "601.0", `"`+ten+`"`, `"`+tenPast1+`"`, 0, ten, tenPast1)},
-		"a sample on the border of the last period": {"/v2/meters/load/statistics?period=600",
+		"a sample on the border of the last period": {
+			"/v2/meters/load/statistics?period=600",
 			row("null", one, "0.0", `"`+ten+`"`, `"`+ten+`"`, 600, ten, tenPast) + ", " +
-				row("null", two, "1.0", `"`+tenPast+`"`, `"`+tenPast1+`"`, 600, tenPast, twenty)},
-		"periods start at the lower bound": {"/v2/meters/load/statistics?period=1200&q.field=timestamp&q.op=gt&q.value=2026-01-01T09:50:00",
+				row("null", two, "1.0", `"`+tenPast+`"`, `"`+tenPast1+`"`, 600, tenPast, twenty),
+		},
+		"periods start at the lower bound": {
+			"/v2/meters/load/statistics?period=1200&q.field=timestamp&q.op=gt&q.value=2026-01-01T09:50:00",
 			row("null", one, "0.0", `"`+ten+`"`, `"`+ten+`"`, 1200, "2026-01-01T09:50:00", tenPast) + ", " +
-				row("null", two, "1.0", `"`+tenPast+`"`, `"`+tenPast1+`"`, 1200, tenPast, "2026-01-01T10:30:00")},
-		"groups": {"/v2/meters/load/statistics?groupby=resource_id&groupby=resource_id&aggregate.func=count&aggregate.param=",
+				row("null", two, "1.0", `"`+tenPast+`"`, `"`+tenPast1+`"`, 1200, tenPast, "2026-01-01T10:30:00"),
+		},
+		"groups": {
+			"/v2/meters/load/statistics?groupby=resource_id&groupby=resource_id&aggregate.func=count&aggregate.param=",
 			row(`{"resource_id": "vm-1"}`, `"count": 2, "aggregate": {"count": 2.0}`, "600.0", `"`+ten+`"`, `"`+tenPast+`"`, 0, ten, tenPast) + ", " +
-				row(`{"resource_id": "vm-2"}`, `"count": 1, "aggregate": {"count": 1.0}`, "0.0", `"`+tenPast1+`"`, `"`+tenPast1+`"`, 0, tenPast1, tenPast1)},
-		"samples outside of the bounds themselves": {"/v2/meters/load/statistics?q.field=timestamp&q.op=le&q.value=2026-01-01T09:59:00&q.field=search_offset&q.op=eq&q.value=1",
-			row("null", one, "null", "null", "null", 0, ten, ten)},
+				row(`{"resource_id": "vm-2"}`, `"count": 1, "aggregate": {"count": 1.0}`, "0.0", `"`+tenPast1+`"`, `"`+tenPast1+`"`, 0, tenPast1, tenPast1),
+		},
+		"samples outside of the bounds themselves": {
+			"/v2/meters/load/statistics?q.field=timestamp&q.op=le&q.value=2026-01-01T09:59:00&q.field=search_offset&q.op=eq&q.value=1",
+			row("null", one, "null", "null", "null", 0, ten, ten),
+		},
 		"metadata that no sample has": {"/v2/meters/load/statistics?groupby=metadata.zz", ""},
 		"no sample":                   {"/v2/meters/zz/statistics", ""},
-		"aggregates in the body": {`/v2/meters/load/statistics {"aggregate":[{"func":"stddev"},{"func":"cardinality","param":"resource_id"}],"period":0}`,
-			row("null", `"aggregate": {"stddev": 1.632993161855452, "cardinality/resource_id": 2.0}`, "601.0", `"`+ten+`"`, `"`+tenPast1+`"`, 0, ten, tenPast1)},
-		"integers stay exact": {"/v2/meters/exact/statistics",
-			row("null", `"min": 9007199254740993.0, "max": 9007199254740993.0, "avg": 9007199254740992.0, "sum": 9007199254740992.0, "count": 1`, "0.0", `"`+ten+`"`, `"`+ten+`"`, 0, ten, ten)},
+		"aggregates in the body": {
+			`/v2/meters/load/statistics {"aggregate":[{"func":"stddev"},{"func":"cardinality","param":"resource_id"}],"period":0}`,
+			row("null", `"aggregate": {"stddev": 1.632993161855452, "cardinality/resource_id": 2.0}`, "601.0", `"`+ten+`"`, `"`+tenPast1+`"`, 0, ten, tenPast1),
+		},
+		"integers stay exact": {
+			"/v2/meters/exact/statistics",
+			row("null", `"min": 9007199254740993.0, "max": 9007199254740993.0, "avg": 9007199254740992.0, "sum": 9007199254740992.0, "count": 1`, "0.0", `"`+ten+`"`, `"`+ten+`"`, 0, ten, ten),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, body, _ := strings.Cut(tc.path, " ")
