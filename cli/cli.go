@@ -24,14 +24,15 @@ const EndpointEnv = "KVMETER_ENDPOINT"
 
 // Options are what the program tells its commands.
 type Options struct {
-	Socket string // default path of the agent's socket, for top
+	Socket string   // default path of the agent's socket, for top
+	Others []string // where top also looks for an agent, in this order
 }
 
 // Commands returns the user's commands. Errors are for the caller to print:
 // one sentence each.
 func Commands(o Options) []*cobra.Command {
 	return []*cobra.Command{
-		meterList(), sampleList(), sampleShow(), statistics(), resourceList(), resourceShow(), gapList(), top(o.Socket),
+		meterList(), sampleList(), sampleShow(), statistics(), resourceList(), resourceShow(), gapList(), top(o),
 	}
 }
 

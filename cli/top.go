@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,15 +22,16 @@ import (
 
 // topFlags are the flags of top.
 type topFlags struct {
-	socket   string
+	sockets  []string // the first that is answered is asked
 	interval time.Duration
 	times    int
 	once     bool
 	format   string
 }
 
-func top(socket string) *cobra.Command {
+func top(o Options) *cobra.Command {
 	var f topFlags
+	var socket string
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Watch the domains of this host live",
@@ -59,16 +62,19 @@ the other.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
-			agent := client.Client{Path: f.socket}
+			if f.sockets = []string{socket}; !cmd.Flags().Changed("socket") {
+				f.sockets = append(f.sockets, o.Others...)
+			}
+			agent := client.Client{Path: answered(f.sockets)}
 			out, isFile := cmd.OutOrStdout().(*os.File)
 			tty := isFile && term.IsTerminal(int(out.Fd())) && term.IsTerminal(int(os.Stdin.Fd()))
 			if tty && f.times == 0 && f.format == "table" {
-				return watchLive(ctx, agent, os.Stdin, out, f.interval)
+				return watchLive(ctx, agent, f, os.Stdin, out)
 			}
 			return watchPlain(ctx, agent, cmd.OutOrStdout(), f)
 		},
 	}
-	cmd.Flags().StringVar(&f.socket, "socket", socket, "socket of the agent")
+	cmd.Flags().StringVar(&socket, "socket", o.Socket, "socket of the agent")
 	cmd.Flags().DurationVar(&f.interval, "interval", time.Second, "time between two readings")
 	cmd.Flags().IntVarP(&f.times, "times", "n", 0, "print `N` tables and end; 0: no end")
 	cmd.Flags().BoolVar(&f.once, "once", false, "print one table and end")
@@ -76,13 +82,28 @@ the other.`,
 	return cmd
 }
 
-// explainAgent says what to do where the agent could not be asked.
-func explainAgent(err error, path string) error {
+// answered returns the first socket that somebody listens at or that is not
+// ours to ask, else the first.
+func answered(sockets []string) string {
+	for _, path := range sockets {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			err = conn.Close()
+		}
+		if err == nil || errors.Is(err, fs.ErrPermission) {
+			return path
+		}
+	}
+	return sockets[0]
+}
+
+// explainAgent says what to do where the agent at path could not be asked.
+func explainAgent(err error, path string, sockets []string) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("not allowed to ask the agent at %s (%s): use sudo, or join the group kvmeter", path, reason(err))
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no agent answers at %s (%s): start one with `sudo kvmeter up`, or name the socket of one that runs with --socket", path, reason(err))
+		return fmt.Errorf("no agent answers at %s (%s): start one with `sudo kvmeter up`, or name the socket of one that runs with --socket", strings.Join(sockets, " or "), reason(err))
 	}
 	return err
 }
@@ -114,7 +135,7 @@ func watchPlain(ctx context.Context, agent client.Client, w io.Writer, f topFlag
 	case err == nil:
 		return fmt.Errorf("the agent at %s went away", agent.Path)
 	}
-	return explainAgent(err, agent.Path)
+	return explainAgent(err, agent.Path, f.sockets)
 }
 
 func printSnapshot(w io.Writer, s *client.Snapshot, v *view, format string, more bool) error {
@@ -144,11 +165,11 @@ type news struct {
 }
 
 // watchLive draws on the whole terminal until a key or ctx ends it.
-func watchLive(ctx context.Context, agent client.Client, in, out *os.File, interval time.Duration) (err error) {
+func watchLive(ctx context.Context, agent client.Client, f topFlags, in, out *os.File) (err error) {
 	// Ask once before the screen is taken, so that the usual trouble reads well.
 	var last client.Snapshot
 	if err := agent.Watch(ctx, 0, func(s client.Snapshot) error { last = s; return nil }); err != nil {
-		return explainAgent(err, agent.Path)
+		return explainAgent(err, agent.Path, f.sockets)
 	}
 	last.Seconds = 0 // over whatever time the last one asked; wait for ours
 	state, err := term.MakeRaw(int(in.Fd()))
@@ -166,13 +187,13 @@ func watchLive(ctx context.Context, agent client.Client, in, out *os.File, inter
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	updates := make(chan news)
-	go follow(ctx, agent, interval, updates)
+	go follow(ctx, agent, f.interval, updates)
 	keys := make(chan key)
 	go readKeys(ctx, in, keys)
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
 	defer signal.Stop(resized)
-	v := &view{sort: byCPU, every: interval, colour: colours()}
+	v := &view{sort: byCPU, every: f.interval, colour: colours()}
 	for {
 		if err := draw(out, v, &last); err != nil {
 			return err

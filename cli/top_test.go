@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -221,8 +222,35 @@ func TestTopSaysWhatToDo(t *testing.T) {
 		})
 	}
 	denied := &os.PathError{Op: "connect", Path: "/run/kvmeter/agent.sock", Err: unix.EACCES}
-	if got, want := explainAgent(denied, denied.Path).Error(), "not allowed to ask the agent at /run/kvmeter/agent.sock (permission denied): use sudo, or join the group kvmeter"; got != want {
+	if got, want := explainAgent(denied, denied.Path, []string{denied.Path}).Error(), "not allowed to ask the agent at /run/kvmeter/agent.sock (permission denied): use sudo, or join the group kvmeter"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestTopLooksForAnAgentThatRuns(t *testing.T) {
+	dir := t.TempDir()
+	gone, other := filepath.Join(dir, "gone.sock"), filepath.Join(dir, "other.sock")
+	runs := fakeAgent(t, 3)
+	for name, tc := range map[string]struct {
+		o    Options
+		args []string
+		err  string
+	}{
+		"the others are tried in turn":     {o: Options{Socket: gone, Others: []string{other, runs}}},
+		"the default comes first":          {o: Options{Socket: runs, Others: []string{gone}}},
+		"one that is named is the only":    {o: Options{Socket: runs, Others: []string{runs}}, args: []string{"--socket", gone}, err: "no agent answers at " + gone + " ("},
+		"all are named where none answers": {o: Options{Socket: gone, Others: []string{other}}, err: "no agent answers at " + gone + " or " + other + " (no such file or directory): "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := top(tc.o)
+			cmd.SetArgs(append([]string{"--once"}, tc.args...))
+			cmd.SetOut(io.Discard)
+			cmd.SetErr(io.Discard)
+			err := cmd.ExecuteContext(context.Background())
+			if (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
+				t.Errorf("got %v, want %q", err, tc.err)
+			}
+		})
 	}
 }
 
@@ -269,7 +297,7 @@ func TestTopGivesTheTerminalBack(t *testing.T) {
 			defer cancel()
 			done := make(chan error, 1)
 			go func() {
-				done <- watchLive(ctx, client.Client{Path: fakeAgent(t, 3)}, program, program, time.Second)
+				done <- watchLive(ctx, client.Client{Path: fakeAgent(t, 3)}, topFlags{interval: time.Second}, program, program)
 			}()
 			var seen bytes.Buffer
 			buf := make([]byte, 4096)
