@@ -66,7 +66,13 @@ func apiCommand(c cobra.Command, run func(context.Context, *client.Client, []str
 		if err != nil {
 			return explain(err, address)
 		}
-		return q.output.print(cmd.OutOrStdout(), t)
+		if err := q.output.print(cmd.OutOrStdout(), t); err != nil {
+			return err
+		}
+		if t.cut {
+			cmd.PrintErrf("The API lists %d unless told otherwise, and there may be more: -l N lists N.\n", defaultLimit)
+		}
+		return nil
 	}
 	return cmd
 }

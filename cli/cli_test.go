@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -132,6 +134,27 @@ func TestCommandsPrintTheirTables(t *testing.T) {
 			}
 			golden(t, name, got)
 		})
+	}
+}
+
+func TestAListThatMayBeCutSaysSo(t *testing.T) {
+	for rows, want := range map[int]bool{99: false, 100: true, 101: false} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = fmt.Fprint(w, "["+strings.Repeat("{},", rows-1)+"{}]")
+		}))
+		for _, line := range []string{"meter-list", "sample-list", "sample-list -m cpu", "resource-list", "gap-list"} {
+			out, err := run(t, server.URL, strings.Fields(line)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.HasSuffix(out, "there may be more: -l N lists N.\n"); got != want {
+				t.Errorf("%s with %d rows: got %v, want %v", line, rows, got, want)
+			}
+			if out, err = run(t, server.URL, strings.Fields(line+" -l 100")...); err != nil || strings.Contains(out, "there may be more") {
+				t.Errorf("%s -l 100: %v, it says that there may be more", line, err)
+			}
+		}
+		server.Close()
 	}
 }
 

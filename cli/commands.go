@@ -24,6 +24,15 @@ func limitFlag(cmd *cobra.Command, limit *limit) {
 // limit is the number of rows that were asked for; 0: not said.
 type limit int
 
+// defaultLimit is how many entries the API lists where no limit is said.
+const defaultLimit = 100
+
+// mark marks a table that the API may have cut.
+func (l limit) mark(t *table) *table {
+	t.cut = l == 0 && len(t.rows) == defaultLimit
+	return t
+}
+
 func (l *limit) String() string {
 	if *l == 0 {
 		return ""
@@ -71,7 +80,7 @@ func meterList() *cobra.Command {
 		for _, m := range meters {
 			t.add(text(m.Name), text(m.Type), text(m.Unit), known(m.Resource), known(m.User), known(m.Project))
 		}
-		return t, nil
+		return l.mark(t), nil
 	})
 	queryFlag(cmd, &q)
 	limitFlag(cmd, &l)
@@ -123,7 +132,7 @@ func sampleList() *cobra.Command {
 			}
 			t.add(row...)
 		}
-		return t, nil
+		return l.mark(t), nil
 	})
 	queryFlag(cmd, &q)
 	limitFlag(cmd, &l)
@@ -294,7 +303,7 @@ func resourceList() *cobra.Command {
 		for _, r := range resources {
 			t.add(text(r.ID), known(r.Source), known(r.User), known(r.Project))
 		}
-		return t, nil
+		return l.mark(t), nil
 	})
 	queryFlag(cmd, &q)
 	limitFlag(cmd, &l)
@@ -342,7 +351,7 @@ resource of * means all of them on the node.`,
 		for _, g := range gaps {
 			t.add(text(g.Meter), text(g.Resource), text(g.Node), text(g.From), text(g.To), text(g.Reason))
 		}
-		return t, nil
+		return l.mark(t), nil
 	})
 	limitFlag(cmd, &l)
 	cmd.Flags().StringVar(&start, "start", "", "only gaps that end at or after this `TIME` (UTC)")

@@ -23,6 +23,7 @@ type table struct {
 	columns []string
 	rows    [][]cell
 	single  bool
+	cut     bool // there may be more rows than these
 }
 
 func newTable(columns ...string) *table { return &table{columns: columns} }
