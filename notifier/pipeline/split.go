@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"math/bits"
+	"slices"
 	"strings"
 
 	"github.com/kvmeter/kvmeter/sample"
@@ -77,11 +78,16 @@ func (s *Splitter) mark(i int, b *sample.Batch) int {
 // derive returns the n samples of b whose meters are kept, with the ids that
 // they have in b, and the rows that they need. The batch's own id follows from
 // b's and the pipeline's name, so that it is the same whenever b is delivered; it
-// has neither epoch nor sequence number.
+// has neither epoch nor sequence number. Its gaps are still those of b's node.
 func derive(b *sample.Batch, keep []bool, n int, node, pipeline string) *sample.Batch {
 	d := &sample.Batch{
 		ID: sample.DeriveBatchID(b.ID, pipeline), Node: node, Base: b.Base,
-		IDs: ids(b, keep, n), Gaps: b.Gaps,
+		IDs: ids(b, keep, n), Gaps: slices.Clone(b.Gaps),
+	}
+	for i := range d.Gaps {
+		if d.Gaps[i].Node == "" {
+			d.Gaps[i].Node = b.Node
+		}
 	}
 	meters := make([]int, len(b.Meters)) // new number of each
 	for m, k := range keep {

@@ -3,6 +3,7 @@ package pipeline_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -68,7 +69,13 @@ func TestNoPipelineMakesLosesOrChangesASample(t *testing.T) {
 			for x := range part.Samples() {
 				got = append(got, x)
 			}
-			if diff := cmp.Diff(b.Gaps, part.Gaps); diff != "" {
+			gaps := slices.Clone(b.Gaps)
+			for i := range gaps {
+				if part != b {
+					gaps[i].Node = "node-1"
+				}
+			}
+			if diff := cmp.Diff(gaps, part.Gaps); diff != "" {
 				t.Fatalf("gaps (-want +got):\n%s", diff)
 			}
 			if whole := len(want) == b.Len(); whole != (part == b) && b.Len() > 0 {

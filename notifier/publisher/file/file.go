@@ -28,7 +28,7 @@ type file struct {
 	path    string
 	max     int64 // bytes; 0: never rotated
 	backups int
-	line    func(dst []byte, l *line) []byte
+	style   *style
 
 	mu   sync.Mutex
 	f    *os.File
@@ -41,14 +41,14 @@ func New(u *url.URL, _ publisher.Deps) (publisher.Publisher, error) {
 	if u.Host != "" || u.Path == "" || u.Path == "/" {
 		return nil, errors.New("it needs a path, as in file:///var/log/kvmeter/samples.log (three slashes)")
 	}
-	p := &file{path: u.Path, line: appendPython}
+	p := &file{path: u.Path, style: asPython}
 	var maxBytes, backups int64
 	for option, values := range u.Query() {
 		value := values[len(values)-1]
 		var err error
 		switch option {
 		case "json":
-			p.line = appendJSON
+			p.style = asJSON
 		case "max_bytes":
 			maxBytes, err = parseSize(value)
 		case "backup_count":
@@ -108,11 +108,10 @@ func (p *file) Publish(ctx context.Context, parts []publisher.Part) error {
 }
 
 func (p *file) part(part *publisher.Part) error {
-	l := line{texts: map[*byte][]byte{}}
+	w := writer{p.style, map[*byte][]byte{}}
 	for s := range part.Batch.Samples() {
-		l.Sample = s
 		start := len(p.buf)
-		p.buf = append(p.line(p.buf, &l), '\n')
+		p.buf = append(w.sample(p.buf, &s), '\n')
 		if p.max == 0 || p.size+int64(start) == 0 || p.size+int64(len(p.buf)) < p.max {
 			continue
 		}

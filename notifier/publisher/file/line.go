@@ -3,7 +3,6 @@ package file
 import (
 	"bytes"
 	"encoding/json"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -13,62 +12,73 @@ import (
 	"github.com/kvmeter/kvmeter/sample"
 )
 
-// line is a sample on its way to the file.
-type line struct {
-	sample.Sample
-	texts map[*byte][]byte // metadata as they are written, by where those of the batch begin
+// style is how text and constants are written.
+type style struct {
+	quote         func(dst []byte, s string) []byte
+	null, yes, no string
 }
 
-// metadata returns the sample's metadata as render makes them, once a row.
-func (l *line) metadata(render func(raw []byte) []byte) []byte {
-	if len(l.Metadata) == 0 {
-		return []byte("{}")
-	}
-	text, ok := l.texts[&l.Metadata[0]]
-	if !ok {
-		text = render(l.Metadata)
-		l.texts[&l.Metadata[0]] = text
-	}
-	return text
+var (
+	asJSON   = &style{quoteJSON, "null", "true", "false"}
+	asPython = &style{quotePython, "None", "True", "False"}
+)
+
+// writer appends the samples of one batch as lines.
+type writer struct {
+	*style
+	metadata map[*byte][]byte // as they are written, by where those of a row begin
 }
 
-// appendLine appends the fields in Ceilometer's order. quote appends a string.
-func appendLine(dst []byte, l *line, quote func([]byte, string) []byte, null string, metadata []byte) []byte {
+// sample appends the fields of s in Ceilometer's order.
+func (w *writer) sample(dst []byte, s *sample.Sample) []byte {
 	field := func(name string) {
 		if dst[len(dst)-1] != '{' {
 			dst = append(dst, ", "...)
 		}
-		dst = append(quote(dst, name), ": "...)
+		dst = append(w.quote(dst, name), ": "...)
 	}
 	text := func(name, value string) {
 		field(name)
-		dst = quote(dst, value)
+		dst = w.quote(dst, value)
 	}
 	optional := func(name, value string) {
 		field(name)
 		if value == "" {
-			dst = append(dst, null...)
+			dst = append(dst, w.null...)
 			return
 		}
-		dst = quote(dst, value)
+		dst = w.quote(dst, value)
 	}
 	dst = append(dst, '{')
-	text("name", l.Name)
-	text("type", string(l.Kind))
-	text("unit", l.Unit)
+	text("name", s.Name)
+	text("type", string(s.Kind))
+	text("unit", s.Unit)
 	field("volume")
-	dst = l.Volume.Append(dst)
-	optional("user_id", l.User)
-	optional("project_id", l.Project)
-	text("resource_id", l.Resource)
-	text("timestamp", timestamp(l.Time))
+	dst = s.Volume.Append(dst)
+	optional("user_id", s.User)
+	optional("project_id", s.Project)
+	text("resource_id", s.Resource)
+	text("timestamp", timestamp(s.Time))
 	field("resource_metadata")
-	dst = append(dst, metadata...)
-	text("source", l.Source)
-	text("id", l.ID.String())
+	dst = append(dst, w.object(s.Metadata)...)
+	text("source", s.Source)
+	text("id", s.ID.String())
 	field("monotonic_time")
-	dst = append(dst, null...)
+	dst = append(dst, w.null...)
 	return append(dst, '}')
+}
+
+// object returns metadata as they are written, made once a row.
+func (w *writer) object(raw []byte) []byte {
+	if len(raw) == 0 {
+		return []byte("{}")
+	}
+	text, ok := w.metadata[&raw[0]]
+	if !ok {
+		text = w.value(nil, raw)
+		w.metadata[&raw[0]] = text
+	}
+	return text
 }
 
 // timestamp is Python's isoformat of a naive UTC time: no fraction where it is 0.
@@ -80,15 +90,66 @@ func timestamp(us int64) string {
 	return t.Format("2006-01-02T15:04:05.000000")
 }
 
-// appendJSON appends the sample as a JSON object.
-func appendJSON(dst []byte, l *line) []byte {
-	return appendLine(dst, l, quoteJSON, "null", l.metadata(func(raw []byte) []byte {
-		var buf bytes.Buffer
-		if json.Compact(&buf, raw) != nil {
-			return quoteJSON(nil, string(raw)) // what is no JSON is kept as text
+// value appends a JSON text as Python would write what it reads of it; what is
+// no JSON is written as text.
+func (w *writer) value(dst, raw []byte) []byte {
+	if !json.Valid(raw) {
+		return w.quote(dst, string(raw))
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	type level struct {
+		object bool
+		n      int // keys and values so far
+	}
+	var stack []level
+	for {
+		token, err := dec.Token()
+		if err != nil { // the end, since it is valid
+			return dst
 		}
-		return buf.Bytes()
-	}))
+		if token == json.Delim('}') || token == json.Delim(']') {
+			dst = append(dst, byte(token.(json.Delim)))
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		if len(stack) > 0 {
+			top := &stack[len(stack)-1]
+			if top.object && top.n%2 == 1 {
+				dst = append(dst, ": "...)
+			} else if top.n > 0 {
+				dst = append(dst, ", "...)
+			}
+			top.n++
+		}
+		switch v := token.(type) {
+		case json.Delim:
+			dst = append(dst, byte(v))
+			stack = append(stack, level{object: v == '{'})
+		case string:
+			dst = w.quote(dst, v)
+		case bool:
+			word := w.no
+			if v {
+				word = w.yes
+			}
+			dst = append(dst, word...)
+		case json.Number:
+			dst = appendNumber(dst, string(v))
+		default:
+			dst = append(dst, w.null...)
+		}
+	}
+}
+
+// appendNumber appends an integer as it is, and a float as Python prints it.
+func appendNumber(dst []byte, s string) []byte {
+	if strings.ContainsAny(s, ".eE") {
+		if f, err := strconv.ParseFloat(s, 64); err == nil {
+			return sample.AppendFloat(dst, f)
+		}
+	}
+	return append(dst, s...)
 }
 
 const hexDigits = "0123456789abcdef"
@@ -123,88 +184,6 @@ func quoteJSON(dst []byte, s string) []byte {
 		}
 	}
 	return append(dst, '"')
-}
-
-// appendPython appends the sample as a Python dict literal.
-func appendPython(dst []byte, l *line) []byte {
-	return appendLine(dst, l, quotePython, "None", l.metadata(func(raw []byte) []byte {
-		literal, err := appendLiteral(nil, raw)
-		if err != nil {
-			return quotePython(nil, string(raw))
-		}
-		return literal
-	}))
-}
-
-// appendLiteral appends a JSON text as Python would print what it reads of it.
-func appendLiteral(dst, raw []byte) ([]byte, error) {
-	if !json.Valid(raw) {
-		return dst, io.ErrUnexpectedEOF
-	}
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	type level struct {
-		object bool
-		n      int // keys and values so far
-	}
-	var stack []level
-	for {
-		token, err := dec.Token()
-		if err == io.EOF {
-			return dst, nil
-		}
-		if err != nil {
-			return dst, err
-		}
-		if token == json.Delim('}') || token == json.Delim(']') {
-			dst = append(dst, byte(token.(json.Delim)))
-			stack = stack[:len(stack)-1]
-			continue
-		}
-		if len(stack) > 0 {
-			top := &stack[len(stack)-1]
-			if top.object && top.n%2 == 1 {
-				dst = append(dst, ": "...)
-			} else if top.n > 0 {
-				dst = append(dst, ", "...)
-			}
-			top.n++
-		}
-		switch v := token.(type) {
-		case json.Delim:
-			dst = append(dst, byte(v))
-			stack = append(stack, level{object: v == '{'})
-		case string:
-			dst = quotePython(dst, v)
-		case bool:
-			if v {
-				dst = append(dst, "True"...)
-			} else {
-				dst = append(dst, "False"...)
-			}
-		case json.Number:
-			dst = appendNumber(dst, string(v))
-		default:
-			dst = append(dst, "None"...)
-		}
-	}
-}
-
-func appendNumber(dst []byte, s string) []byte {
-	if !strings.ContainsAny(s, ".eE") {
-		if s == "-0" {
-			s = "0"
-		}
-		return append(dst, s...)
-	}
-	f, err := strconv.ParseFloat(s, 64)
-	if err != nil { // too large
-		if strings.HasPrefix(s, "-") {
-			dst = append(dst, '-')
-		}
-		return append(dst, "inf"...)
-	}
-	return sample.AppendFloat(dst, f)
 }
 
 // quotePython appends Python's repr of a string.
