@@ -157,6 +157,9 @@ const hexDigits = "0123456789abcdef"
 // quoteJSON appends a JSON string in ASCII, as Python's json.dumps does.
 func quoteJSON(dst []byte, s string) []byte {
 	dst = append(dst, '"')
+	if plain(s) {
+		return append(append(dst, s...), '"')
+	}
 	unit := func(u rune) {
 		dst = append(dst, '\\', 'u', hexDigits[u>>12&15], hexDigits[u>>8&15], hexDigits[u>>4&15], hexDigits[u&15])
 	}
@@ -186,8 +189,21 @@ func quoteJSON(dst []byte, s string) []byte {
 	return append(dst, '"')
 }
 
+// plain reports whether s is the same in both styles, but for its quotes.
+func plain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\'' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
 // quotePython appends Python's repr of a string.
 func quotePython(dst []byte, s string) []byte {
+	if plain(s) {
+		return append(append(append(dst, '\''), s...), '\'')
+	}
 	quote := rune('\'')
 	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
 		quote = '"'
