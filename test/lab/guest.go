@@ -41,7 +41,7 @@ type record struct {
 // obeys [Guest.Exec] when StartGuest returns, some 3 s after its start on an idle
 // machine. Several may be started at once.
 func (l *Lab) StartGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
-	g, err := l.newGuest(spec)
+	g, err := l.newGuest(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("make guest: %w", err)
 	}
@@ -51,26 +51,31 @@ func (l *Lab) StartGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
 	return g, nil
 }
 
-// newGuest takes the next free number.
-func (l *Lab) newGuest(spec GuestSpec) (*Guest, error) {
+// newGuest takes the next number; none is used twice, as with Nova.
+func (l *Lab) newGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
 	if err := os.MkdirAll(l.path("instances"), 0o755); err != nil {
 		return nil, err
 	}
-	for number := 1; ; number++ {
-		full, err := spec.withDefaults(number)
-		if err != nil {
-			return nil, err
-		}
-		g := l.guest(number, full)
-		err = os.Mkdir(g.dir(), 0o755)
-		if errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		return g, writeJSON(g.file("guest.json"), record{number, time.Now().UTC(), full})
+	unlock, err := lockFile(ctx, l.path("instances", "lock"))
+	if err != nil {
+		return nil, err
 	}
+	defer unlock()
+	var number int
+	last := l.path("instances", "last.json")
+	if err := readJSON(last, &number); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	number++
+	spec, err = spec.withDefaults(number)
+	if err != nil {
+		return nil, err
+	}
+	g := l.guest(number, spec)
+	if err := os.Mkdir(g.dir(), 0o755); err != nil {
+		return nil, err
+	}
+	return g, errors.Join(writeJSON(last, number), writeJSON(g.file("guest.json"), record{number, time.Now().UTC(), spec}))
 }
 
 func (l *Lab) guest(number int, spec GuestSpec) *Guest {
@@ -183,6 +188,10 @@ func (g *Guest) start(ctx context.Context) error {
 	dom, err := conn.DomainDefineXML(xml)
 	if err != nil {
 		return err
+	}
+	ours, kept := g.lab.capabilities()
+	if err := copyNew(ours, kept); err != nil {
+		return fmt.Errorf("keep what libvirt knows about QEMU: %w", err)
 	}
 	// Paused, so that the guest sees its NICs only after they are quiet.
 	if dom, err = conn.DomainCreateWithFlags(dom, uint32(libvirt.DomainStartPaused)); err != nil {

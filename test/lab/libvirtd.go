@@ -79,7 +79,8 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 			return fmt.Errorf("start libvirtd: %w", err)
 		}
 	}
-	if err := copyTree(l.capabilitiesCache(), l.path("cache", "qemu", "capabilities")); err != nil {
+	ours, kept := l.capabilities()
+	if err := copyNew(kept, ours); err != nil {
 		return fmt.Errorf("start libvirtd: %w", err)
 	}
 	stderr, err := os.Create(l.path("libvirtd.stderr"))
@@ -105,10 +106,6 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 		return err
 	}
 	l.log.Info("libvirtd runs", zap.Int("pid", cmd.Process.Pid), zap.String("socket", l.Socket()))
-	// What libvirt has found out about QEMU takes it seconds; the next lab has it.
-	if err := copyTree(l.path("cache", "qemu", "capabilities"), l.capabilitiesCache()); err != nil {
-		return fmt.Errorf("keep libvirt's knowledge of QEMU: %w", err)
-	}
 	return nil
 }
 
@@ -171,10 +168,15 @@ func (l *Lab) KillLibvirt(ctx context.Context) error {
 	return l.kill(ctx, "libvirtd", isLibvirtd)
 }
 
-func (l *Lab) capabilitiesCache() string { return filepath.Join(l.cache, "qemu-capabilities") }
+// What libvirt finds out about QEMU when the first domain is defined takes it
+// seconds. It is kept for the labs to come; libvirt itself sees when it is out of
+// date.
+func (l *Lab) capabilities() (ours, kept string) {
+	return l.path("cache", "qemu", "capabilities"), filepath.Join(l.cache, "qemu-capabilities")
+}
 
-// copyTree copies the files of a flat folder, if there is one.
-func copyTree(from, to string) error {
+// copyNew copies the files of a flat folder that are newer than their copies.
+func copyNew(from, to string) error {
 	entries, err := os.ReadDir(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -186,7 +188,12 @@ func copyTree(from, to string) error {
 		return err
 	}
 	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(from, e.Name()))
+		source, dest := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		have, err := os.Stat(dest)
+		if fi, e := e.Info(); e == nil && err == nil && !fi.ModTime().After(have.ModTime()) {
+			continue
+		}
+		b, err := os.ReadFile(source)
 		if err != nil {
 			return err
 		}
@@ -195,7 +202,7 @@ func copyTree(from, to string) error {
 			return err
 		}
 		_, err = tmp.Write(b)
-		if err = errors.Join(err, tmp.Close(), os.Rename(tmp.Name(), filepath.Join(to, e.Name()))); err != nil {
+		if err = errors.Join(err, tmp.Close(), os.Rename(tmp.Name(), dest)); err != nil {
 			return err
 		}
 	}

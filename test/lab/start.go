@@ -28,7 +28,7 @@ func Start(t testing.TB, opts Options) *Lab {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(tail(l.path("log", "libvirtd.log")))
+			t.Log(tail(l.path("log", "libvirtd.log")), tail(l.path("rabbitmq", "stdout")))
 			guests, _ := l.Guests()
 			for _, g := range guests {
 				t.Log(tail(g.Console()))

@@ -110,10 +110,14 @@ threads or io_uring. Without it there is one raw disk of 64 MiB with none,native
 			if err := l.StartLibvirt(ctx); err != nil {
 				return err
 			}
-			if err := ensure(ctx, l, vms, lab.GuestSpec{Kind: lab.Linux, VCPUs: vcpus, Disks: parsed}, load); err != nil {
-				return err
-			}
-			if err := ensure(ctx, l, kvm, lab.GuestSpec{Kind: lab.KVM, Mode: mode, VCPUs: vcpus, Disks: parsed}, ""); err != nil {
+			group, groupCtx := errgroup.WithContext(ctx)
+			group.Go(func() error {
+				return ensure(groupCtx, l, vms, lab.GuestSpec{Kind: lab.Linux, VCPUs: vcpus, Disks: parsed}, load)
+			})
+			group.Go(func() error {
+				return ensure(groupCtx, l, kvm, lab.GuestSpec{Kind: lab.KVM, Mode: mode, VCPUs: vcpus, Disks: parsed}, "")
+			})
+			if err := group.Wait(); err != nil {
 				return err
 			}
 			out := cmd.OutOrStdout()
