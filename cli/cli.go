@@ -48,7 +48,7 @@ func apiCommand(c cobra.Command, run func(context.Context, *client.Client, []str
 	q := &query{}
 	cmd := &c
 	cmd.SilenceUsage = true
-	cmd.Flags().StringVar(&q.endpoint, "endpoint", endpoint(), "address of the API; the environment variable "+EndpointEnv+" sets it as well")
+	cmd.Flags().StringVar(&q.endpoint, "endpoint", endpoint(), "`URL` of the API; "+EndpointEnv+" sets it as well")
 	cmd.Flags().StringVar(&q.endpoint, "os-endpoint", endpoint(), "")
 	if err := cmd.Flags().MarkHidden("os-endpoint"); err != nil {
 		panic(err) // the flag is defined one line above

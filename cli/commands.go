@@ -14,11 +14,11 @@ import (
 )
 
 func queryFlag(cmd *cobra.Command, query *string) {
-	cmd.Flags().StringVarP(query, "query", "q", "", "only what matches, such as 'resource=ID;timestamp>2026-01-01T00:00:00'")
+	cmd.Flags().StringVarP(query, "query", "q", "", "only what matches this `QUERY`")
 }
 
 func limitFlag(cmd *cobra.Command, limit *limit) {
-	cmd.Flags().VarP(limit, "limit", "l", "at most `N` rows (the API lists 100 unless told otherwise)")
+	cmd.Flags().VarP(limit, "limit", "l", "at most `N` rows (the API's default: 100)")
 }
 
 // limit is the number of rows that were asked for; 0: not said.
@@ -84,7 +84,7 @@ func meterList() *cobra.Command {
 	})
 	queryFlag(cmd, &q)
 	limitFlag(cmd, &l)
-	cmd.Flags().StringVar(&unique, "unique", "False", "list each meter once, whatever its resources: True or False")
+	cmd.Flags().StringVar(&unique, "unique", "False", "list each meter once, for all resources: True or False")
 	return cmd
 }
 
@@ -97,7 +97,7 @@ func sampleList() *cobra.Command {
 		Short: "List samples, newest first",
 		Long:  "List samples, newest first: of one meter (-m) or of all.\n" + queryHelp,
 		Example: `  kvmeter sample-list -m cpu -l 10
-  kvmeter sample-list -q 'resource=5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10;timestamp>2026-01-01T00:00:00'
+  kvmeter sample-list -q 'resource=5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10;timestamp>2026-01-01'
   kvmeter sample-list -m cpu -q 'metadata.flavor.vcpus=integer::2' -f csv
   kvmeter sample-list -m cpu --long`,
 		Args: noArgs,
@@ -137,7 +137,7 @@ func sampleList() *cobra.Command {
 	queryFlag(cmd, &q)
 	limitFlag(cmd, &l)
 	cmd.Flags().StringVarP(&meter, "meter", "m", "", "name of the meter")
-	cmd.Flags().BoolVar(&long, "long", false, "show who counted (origin) and which life of the domain it belongs to (incarnation)")
+	cmd.Flags().BoolVar(&long, "long", false, "show also who counted (origin) and which life of the\ndomain it is of (incarnation)")
 	return cmd
 }
 
@@ -172,7 +172,7 @@ func sampleShow() *cobra.Command {
 		}
 		return show(properties), nil
 	})
-	cmd.Flags().BoolVar(&long, "long", false, "show who counted (origin) and which life of the domain it belongs to (incarnation)")
+	cmd.Flags().BoolVar(&long, "long", false, "show also who counted (origin) and which life of the\ndomain it is of (incarnation)")
 	return cmd
 }
 
@@ -183,15 +183,15 @@ func statistics() *cobra.Command {
 	cmd := apiCommand(cobra.Command{
 		Use:   "statistics -m METER",
 		Short: "Show aggregates of a meter's samples",
-		Long: `Show aggregates of a meter's samples: of all that match, or of each period (-p) and
-group (-g). Periods start at the query's lower timestamp bound, or else at the
-first sample; those without a sample are left out.
+		Long: `Show aggregates of a meter's samples: of all that match, or of each period (-p)
+and group (-g). Periods start at the query's lower timestamp bound, or else at
+the first sample; those without a sample are left out.
 ` + queryHelp + `
 
-Aggregates (-a) are max, min, avg, sum, count, stddev, and cardinality<-FIELD, the
-number of different values of resource_id, user_id, project_id or source.`,
+Aggregates (-a) are max, min, avg, sum, count, stddev, and cardinality<-FIELD,
+the number of different values of resource_id, user_id, project_id or source.`,
 		Example: `  kvmeter statistics -m cpu_util
-  kvmeter statistics -m cpu_util -p 3600 -q 'timestamp>=2026-01-01T00:00:00;timestamp<2026-01-02T00:00:00'
+  kvmeter statistics -m cpu_util -p 3600 -q 'timestamp>=2026-01-01;timestamp<2026-01-02'
   kvmeter statistics -m cpu_util -g project_id -a avg -a max
   kvmeter statistics -m cpu -a 'cardinality<-resource_id'`,
 		Args: noArgs,
@@ -220,8 +220,8 @@ number of different values of resource_id, user_id, project_id or source.`,
 	queryFlag(cmd, &q)
 	cmd.Flags().StringVarP(&meter, "meter", "m", "", "name of the meter")
 	cmd.Flags().Int64VarP(&period, "period", "p", 0, "length of a period in seconds; 0: one for all")
-	cmd.Flags().StringArrayVarP(&groups, "groupby", "g", nil, "`FIELD` to group by: resource_id, project_id, user_id, source or metadata.KEY; may be repeated")
-	cmd.Flags().StringArrayVarP(&aggregates, "aggregate", "a", nil, "`FUNC[<-PARAM]` to show instead of the five usual ones; may be repeated")
+	cmd.Flags().StringArrayVarP(&groups, "groupby", "g", nil, "`FIELD` to group by: resource_id, project_id, user_id,\nsource or metadata.KEY; may be repeated")
+	cmd.Flags().StringArrayVarP(&aggregates, "aggregate", "a", nil, "`FUNC[<-PARAM]` to show, not the five usual ones;\nmay be repeated")
 	return cmd
 }
 
@@ -288,7 +288,7 @@ func resourceList() *cobra.Command {
 		Long:  "List the resources that have samples: domains, and their disks and NICs.\n" + queryHelp,
 		Example: `  kvmeter resource-list
   kvmeter resource-list -q 'metadata.display_name=web1'
-  kvmeter resource-list -q 'timestamp>=2026-01-01T00:00:00' -f value -c 'Resource ID'`,
+  kvmeter resource-list -q 'timestamp>=2026-01-01' -f value -c 'Resource ID'`,
 		Args: noArgs,
 	}, func(ctx context.Context, c *client.Client, _ []string) (*table, error) {
 		terms, err := parseQuery(q)
@@ -337,8 +337,8 @@ func gapList() *cobra.Command {
 	cmd := apiCommand(cobra.Command{
 		Use:   "gap-list",
 		Short: "List the times for which numbers are missing, and why",
-		Long: `List the times for which numbers are missing, and why, newest first. A meter or
-resource of * means all of them on the node.`,
+		Long: `List the times for which numbers are missing, and why, newest first. A meter
+or resource of * means all of them on the node.`,
 		Example: `  kvmeter gap-list
   kvmeter gap-list --start 2026-01-01 --end 2026-01-02T12:00:00`,
 		Args: noArgs,

@@ -10,10 +10,10 @@ import (
 
 // queryHelp is the part of a command's help that teaches the query language.
 const queryHelp = `
-A query (-q) is a list of terms, separated by ";", that must all hold. A term is
-FIELD OP VALUE with OP one of = != < <= > >=. Fields are resource, project, user,
-source, timestamp, and metadata.KEY; a VALUE for metadata may name its type:
-string::, integer::, float::, boolean:: or datetime::.`
+A query (-q) is a list of terms, separated by ";", that must all hold. A term
+is FIELD OP VALUE, with OP one of = != < <= > >=. Fields are resource, project,
+user, source, timestamp and metadata.KEY. A VALUE for metadata may name its
+type: string::, integer::, float::, boolean:: or datetime::.`
 
 var (
 	queryOp   = regexp.MustCompile(`!=|>=|<=|>|<|=`)

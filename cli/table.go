@@ -39,7 +39,7 @@ type output struct {
 var formats = []string{"table", "json", "csv", "value"}
 
 func (o *output) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "format", "f", "table", "print as table, json, csv, or value (bare values)")
+	cmd.Flags().StringVarP(&o.format, "format", "f", "table", "`FORMAT`: table, json, csv or value")
 	cmd.Flags().StringArrayVarP(&o.columns, "column", "c", nil, "show only this `COLUMN`; may be repeated")
 }
 
@@ -188,11 +188,35 @@ func terminalWidth(w io.Writer) int {
 const showWidth = 72
 
 // append prints the table with borders. Where width is not 0, the widest
-// columns are wrapped so that the table fits.
+// columns are wrapped so that the table fits; where that would leave too little
+// of them, each row becomes a table of its own, of names and values.
 func (t *table) append(dst []byte, width int) []byte {
 	if t.single {
-		t = t.properties()
+		return t.properties(0, "Property").appendGrid(dst, width)
 	}
+	if t.fits(width) {
+		return t.appendGrid(dst, width)
+	}
+	for r := range t.rows {
+		dst = t.properties(r, "Field").appendGrid(dst, width)
+	}
+	return dst
+}
+
+// fits reports whether every column can have its width or minWidth.
+func (t *table) fits(width int) bool {
+	total := 1
+	for i, c := range t.columns {
+		w := runewidth.StringWidth(c)
+		for _, row := range t.rows {
+			w = max(w, runewidth.StringWidth(printable(row[i].text)))
+		}
+		total += min(w, minWidth) + 3
+	}
+	return width == 0 || total <= width || len(t.rows) == 0
+}
+
+func (t *table) appendGrid(dst []byte, width int) []byte {
 	cells := make([][]string, len(t.rows))
 	widths := make([]int, len(t.columns))
 	for i, c := range t.columns {
@@ -218,18 +242,18 @@ func (t *table) append(dst []byte, width int) []byte {
 	return appendBorder(dst, widths)
 }
 
-// properties turns the columns of a single thing into rows.
-func (t *table) properties() *table {
-	turned := newTable("Property", "Value")
+// properties turns a row into a table of names and values.
+func (t *table) properties(row int, name string) *table {
+	turned := newTable(name, "Value")
 	turned.single = true
 	for i, c := range t.columns {
-		turned.add(text(c), t.rows[0][i])
+		turned.add(text(c), t.rows[row][i])
 	}
 	return turned
 }
 
 // minWidth is how narrow a column may become.
-const minWidth = 6
+const minWidth = 8
 
 // fit narrows the widest columns until the table is no wider than width, or
 // none can be narrower.

@@ -16,7 +16,7 @@ func meters() *table {
 }
 
 func TestTablesFitTheTerminal(t *testing.T) {
-	for _, width := range []int{140, 100, 80, 60} {
+	for _, width := range []int{140, 100, 80, 60, 30} {
 		t.Run(fmt.Sprint(width), func(t *testing.T) {
 			got := string(meters().append(nil, width))
 			for line := range strings.Lines(got) {
@@ -30,6 +30,20 @@ func TestTablesFitTheTerminal(t *testing.T) {
 			golden(t, fmt.Sprintf("table-%d", width), got)
 		})
 	}
+}
+
+func TestTablesTooWideForTheTerminalBecomeLists(t *testing.T) {
+	wide := newTable("Period", "Period Start", "Period End", "Max", "Min", "Avg", "Sum", "Count", "Duration", "Duration Start", "Duration End")
+	for range 2 {
+		row := []cell{number("3600")}
+		for range wide.columns[1:] {
+			row = append(row, text("2026-01-01T10:00:00.500000"))
+		}
+		wide.add(row...)
+	}
+	golden(t, "table-list", string(wide.append(nil, 80)))
+	wide.rows = nil
+	golden(t, "table-list-empty", string(wide.append(nil, 80)))
 }
 
 func TestTablesAreWholeWhereThereIsNoTerminal(t *testing.T) {

@@ -35,13 +35,14 @@ func top(o Options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Watch the domains of this host live",
-		Long: `Watch what the domains of this host use, as the agent on this host measures it.
-CPU % is of one CPU: 200 is two vCPUs that never rest. WAIT % is the time in which
-vCPUs wanted to run and had no CPU. Disk bytes are what the host moved, IOPS the
-guest's requests as QEMU counts them; network is in the guest's direction.
+		Long: `Watch what the domains of this host use, as the agent on this host measures
+it. CPU % is of one CPU: 200 is two vCPUs that never rest. WAIT % is the time in
+which vCPUs wanted to run and had no CPU. Disk bytes are what the host moved,
+IOPS the guest's requests as QEMU counts them; network is in the guest's
+direction.
 
-Where the output is no terminal, or with -n or --once, tables are printed one after
-the other.`,
+Where the output is no terminal, or with -n or --once, tables are printed one
+after the other.`,
 		Example: `  kvmeter top
   kvmeter top --once
   kvmeter top -n 60 --interval 10s -f json >> usage.jsonl`,
@@ -78,7 +79,7 @@ the other.`,
 	cmd.Flags().DurationVar(&f.interval, "interval", time.Second, "time between two readings")
 	cmd.Flags().IntVarP(&f.times, "times", "n", 0, "print `N` tables and end; 0: no end")
 	cmd.Flags().BoolVar(&f.once, "once", false, "print one table and end")
-	cmd.Flags().StringVarP(&f.format, "format", "f", "table", "print as table, or as json: an object a line")
+	cmd.Flags().StringVarP(&f.format, "format", "f", "table", "`FORMAT`: table, or json (an object a line)")
 	return cmd
 }
 
