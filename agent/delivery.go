@@ -312,9 +312,12 @@ func (d *delivery) pause(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// flush sends what is queued, due or not, until the deadline of ctx, and
-// returns how many batches were not confirmed. Nothing may be added any more.
+// flush sends what is queued, due or not, and the gaps that wait, until the
+// deadline of ctx, and returns how many batches were not confirmed. Nothing may
+// be added any more.
 func (d *delivery) flush(ctx context.Context) int {
+	now := time.Now().UnixMicro()
+	d.add(sample.NewBuilder(), now, now)
 	d.mu.Lock()
 	close(d.closed)
 	if len(d.queue) == 0 {

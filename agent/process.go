@@ -197,10 +197,10 @@ func parseCommand(cmdline []byte) (p *process, ok bool) {
 		case "-uuid", "uuid":
 			p.uuid = strings.ToLower(value)
 		case "-name", "name":
-			p.name = option(value, "guest")
+			p.name = option(value, "guest", "guest")
 			libvirts = strings.HasPrefix(value, "guest=")
 		case "-machine", "machine", "-M", "M":
-			if option(value, "type") == "none" {
+			if option(value, "type", "type") == "none" {
 				return nil, false
 			}
 		case "-netdev", "netdev", "-nic", "nic":
@@ -216,14 +216,14 @@ func parseCommand(cmdline []byte) (p *process, ok bool) {
 	return p, qemu || libvirts && isUUID(p.uuid)
 }
 
-// option returns the value of a key in QEMU's syntax, in which a key may be
-// left out for the first value and two commas stand for one.
-func option(s, key string) string {
+// option returns the value of a key in QEMU's syntax, in which the implied key
+// may be left out before the first value, and two commas stand for one.
+func option(s, key, implied string) string {
 	s = strings.ReplaceAll(s, ",,", "\x00")
 	for i, part := range strings.Split(s, ",") {
 		k, v, has := strings.Cut(part, "=")
 		if !has && i == 0 {
-			k, v = key, part
+			k, v = implied, part
 		}
 		if k == key {
 			return strings.ReplaceAll(v, "\x00", ",")
@@ -244,10 +244,10 @@ func tapOf(value string) string {
 		}
 		return netdev.Ifname
 	}
-	if option(value, "type") != "tap" {
+	if option(value, "type", "type") != "tap" {
 		return ""
 	}
-	return option(value, "ifname")
+	return option(value, "ifname", "type")
 }
 
 func isUUID(s string) bool {

@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const uuidA = "c0ffee00-1111-4222-8333-444455556666"
+
+func cmdline(args ...string) []byte { return []byte(strings.Join(args, "\x00") + "\x00") }
+
+func TestParseCommand(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		want *process // nil: no QEMU
+	}{
+		"libvirt's QEMU": {
+			[]string{"/usr/bin/qemu-system-x86_64", "-name", "guest=instance-00000001,debug-threads=on", "-S", "-machine", "pc-i440fx-7.2,usb=off", "-uuid", strings.ToUpper(uuidA), "-netdev", "tap,fd=31,id=hostnet0"},
+			&process{uuid: uuidA, name: "instance-00000001"},
+		},
+		"libvirt's QEMU under another name": {
+			[]string{"/opt/emulator", "-name", "guest=a", "-uuid", uuidA}, &process{uuid: uuidA, name: "a"},
+		},
+		"a name with commas": {
+			[]string{"qemu-kvm", "-name", "guest=a,,b,process=c"}, &process{name: "a,b"},
+		},
+		"a QEMU started by hand": {
+			[]string{"qemu-system-aarch64", "-name", "mine", "--uuid", uuidA, "-netdev", "tap,id=n0,ifname=tap7,script=no", "-nic", "tap,ifname=tap8", "-netdev", `{"type":"tap","id":"n1","ifname":"tap9"}`, "-netdev", "user,id=u0"},
+			&process{uuid: uuidA, name: "mine", taps: []string{"tap7", "tap8", "tap9"}},
+		},
+		"a QEMU that says nothing of itself":       {[]string{"/usr/bin/kvm"}, &process{}},
+		"a QEMU that libvirt asks what it can do":  {[]string{"/usr/bin/qemu-system-x86_64", "-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none,accel=kvm:tcg", "-daemonize"}, nil},
+		"another program":                          {[]string{"/usr/bin/qemu-img", "create", "-name", "x"}, nil},
+		"another program with a UUID":              {[]string{"server", "-uuid", uuidA, "-name", "x"}, nil},
+		"a shell that mentions QEMU":               {[]string{"sh", "-c", "qemu-system-x86_64 -uuid " + uuidA}, nil},
+		"an option without a value is not a crash": {[]string{"qemu-system-x86_64", "-uuid"}, &process{}},
+		"no arguments at all":                      {[]string{""}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, ok := parseCommand(cmdline(tc.args...))
+			if !ok {
+				got = nil
+			}
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(process{})); diff != "" {
+				t.Errorf("process (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func FuzzParseCommand(f *testing.F) {
+	f.Add(cmdline("qemu-kvm", "-name", "guest=a,,b", "-uuid", uuidA, "-netdev", `{"type":"tap","ifname":"t"}`))
+	f.Add(cmdline("kvm", "-M", "none"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if p, ok := parseCommand(data); ok && p == nil {
+			t.Error("a process that is none")
+		}
+	})
+}
+
+func TestParseStat(t *testing.T) {
+	line := "1234 (CPU ) 0/KVM (x) S 1 1234 1234 0 -1 138412416 2 0 0 0 5 6 0 0 20 0 4 0 987654321 1 2 3"
+	start, kernel, err := parseStat([]byte(line))
+	if err != nil || start != 987654321 || kernel {
+		t.Errorf("got %d, %t, %v; want 987654321, false, nil", start, kernel, err)
+	}
+	line = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12 0 0"
+	start, kernel, err = parseStat([]byte(line))
+	if err != nil || start != 12 || !kernel {
+		t.Errorf("got %d, %t, %v; want 12, true, nil", start, kernel, err)
+	}
+	for _, broken := range []string{"", "1 (x", "1 (x) S 1 2 3", strings.Replace(line, " 12 0 0", " many 0 0", 1)} {
+		if _, _, err := parseStat([]byte(broken)); err == nil {
+			t.Errorf("parseStat(%q) succeeded", broken)
+		}
+	}
+}
+
+// fakeProc is a folder that looks like /proc.
+type fakeProc struct {
+	t   testing.TB
+	dir string
+}
+
+func newProc(t testing.TB) fakeProc {
+	p := fakeProc{t, t.TempDir()}
+	p.write("sys/kernel/random/boot_id", "11111111-2222-4333-8444-555555555555\n")
+	p.write("cpuinfo", "")
+	return p
+}
+
+func (p fakeProc) write(name, text string) {
+	p.t.Helper()
+	path := filepath.Join(p.dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p fakeProc) run(pid int, start uint64, args ...string) {
+	p.write(strconv.Itoa(pid)+"/cmdline", string(cmdline(args...)))
+	p.write(strconv.Itoa(pid)+"/stat", fmt.Sprintf("%d (x) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 %d 0 0", pid, start))
+}
+
+func (p fakeProc) guest(pid int, start uint64, uuid, name string) {
+	p.run(pid, start, "qemu-system-x86_64", "-name", "guest="+name, "-uuid", uuid)
+}
+
+func (p fakeProc) kill(pid int) {
+	p.t.Helper()
+	if err := os.RemoveAll(filepath.Join(p.dir, strconv.Itoa(pid))); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func TestScanner(t *testing.T) {
+	p := newProc(t)
+	p.run(1, 1, "init")
+	p.write("2/cmdline", "")
+	p.write("2/stat", "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12 0 0")
+	p.guest(30, 300, uuidA, "a")
+	p.run(40, 400, "libvirtd")
+	s := newScanner(p.dir)
+	now := time.Now()
+	scan := func(all bool) []int {
+		t.Helper()
+		var pids []int
+		if err := s.refresh(now, all, func(p *process) { pids = append(pids, p.pid) }); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(pids)
+		return pids
+	}
+	expect := func(what string, got []int, want ...int) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", what, got, want)
+		}
+	}
+	expect("the QEMU that is there", scan(false), 30)
+	p.guest(40, 400, uuidA, "b")
+	expect("a process seen before its exec, at once", scan(false), 30, 40)
+	p.guest(30, 300, uuidA, "renamed")
+	expect("a QEMU goes on being one", scan(false), 30, 40)
+
+	now = now.Add(4 * time.Second)
+	expect("a look at all at 4 s", scan(false), 30, 40)
+	p.guest(1, 1, uuidA, "c")
+	now = now.Add(900 * time.Millisecond)
+	expect("an old process is not looked at each time", scan(false), 30, 40)
+	now = now.Add(100 * time.Millisecond)
+	expect("but within a quarter of its age", scan(false), 1, 30, 40)
+
+	p.kill(30)
+	p.run(50, 500, "sh")
+	expect("a QEMU that ended", scan(false), 1, 40)
+	now = now.Add(time.Hour)
+	scan(false)
+	p.guest(50, 500, uuidA, "d")
+	now = now.Add(time.Second)
+	expect("an old process that becomes QEMU", scan(false), 1, 40)
+	expect("is found when libvirt says so", scan(true), 1, 40, 50)
+	p.guest(40, 401, uuidA, "e")
+	s.forget(40)
+	expect("a PID that was used again", scan(false), 1, 40, 50)
+	if c := s.known[2]; !c.next.IsZero() {
+		t.Error("a kernel thread is looked at again")
+	}
+	if len(s.known) != 4 {
+		t.Errorf("%d PIDs are remembered, 4 exist", len(s.known))
+	}
+}
+
+func TestOpenTaps(t *testing.T) {
+	p := newProc(t)
+	p.write("9/fdinfo/5", "pos:\t0\nflags:\t0104002\niff:\ttap1234-56\n")
+	p.write("9/fdinfo/6", "pos:\t0\nflags:\t0104002\niff:\ttap1234-56\n")
+	p.write("9/fdinfo/7", "pos:\t0\n")
+	for fd, target := range map[string]string{"5": "/dev/net/tun", "6": "/dev/net/tun", "7": "/dev/kvm", "8": "/dev/net/tun"} {
+		if err := os.MkdirAll(filepath.Join(p.dir, "9/fd"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(p.dir, "9/fd", fd)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := openTaps(p.dir, 9), []string{"tap1234-56"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := openTaps(p.dir, 10); got != nil {
+		t.Errorf("got %v of a process that may not be looked into", got)
+	}
+}
+
+// BenchmarkScan is a scan of this machine's /proc with nothing new in it.
+func BenchmarkScan(b *testing.B) {
+	s := newScanner("/proc")
+	now := time.Now()
+	if err := s.refresh(now, true, func(*process) {}); err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range s.known {
+		c.next = now.Add(time.Hour)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.refresh(now, false, func(*process) {}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(len(s.known)), "pids")
+}
