@@ -56,13 +56,13 @@ func (l *Lab) newGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
 	if err := os.MkdirAll(l.path("instances"), 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lockFile(ctx, l.path("instances", "lock"))
+	unlock, err := lockFile(ctx, l.path("guests.lock"))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	var number int
-	last := l.path("instances", "last.json")
+	last := l.path("last-guest.json")
 	if err := readJSON(last, &number); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -152,7 +152,7 @@ func (l *Lab) Close() error {
 	}
 	for _, name := range []string{
 		"etc", "lib", "cache", "log", "run", "instances", "rabbitmq",
-		"libvirtd.conf", "libvirtd.pid", "libvirtd.stderr", "aio-max-nr",
+		"libvirtd.conf", "libvirtd.pid", "libvirtd.stderr", "aio-max-nr", "last-guest.json", "guests.lock",
 	} {
 		if err := os.RemoveAll(l.path(name)); err != nil {
 			return fmt.Errorf("close lab: %w", err)

@@ -63,6 +63,42 @@ func TestClosingALabThatNeverRanLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestGuestsAreFoundAndNumbersNotUsedTwice(t *testing.T) {
+	l, err := New(t.TempDir(), Options{Cache: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if guests, err := l.Guests(); err != nil || len(guests) != 0 {
+		t.Fatalf("got %v, %v in a new lab, want no guest", guests, err)
+	}
+	for range 3 {
+		if _, err := l.newGuest(t.Context(), GuestSpec{Project: "red"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.RemoveAll(l.guest(3, GuestSpec{}).dir()); err != nil {
+		t.Fatal(err)
+	}
+	g, err := l.newGuest(t.Context(), GuestSpec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.Number() != 4 || g.Name != "instance-00000004" {
+		t.Errorf("got guest %d %s after the third was destroyed, want 4", g.Number(), g.Name)
+	}
+	for _, which := range []string{"2", "instance-00000002", l.identity(2).UUID} {
+		if g, err := l.Guest(which); err != nil || g.Number() != 2 || g.Spec.Project != "red" {
+			t.Errorf("%s: got %+v, %v, want guest 2", which, g, err)
+		}
+	}
+	if _, err := l.Guest("3"); err == nil {
+		t.Error("a destroyed guest was found")
+	}
+	if guests, err := l.Guests(); err != nil || len(guests) != 3 {
+		t.Errorf("got %d guests, %v, want 3", len(guests), err)
+	}
+}
+
 func TestOnlyTheLabsOwnProcessesBelongToIt(t *testing.T) {
 	const id = "0123abcd"
 	for name, tc := range map[string]struct {
