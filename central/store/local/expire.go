@@ -1,0 +1,166 @@
+package local
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// expire drops the days that ended before the retention.
+func (s *Store) expire() error {
+	if s.options.Retention < 0 {
+		return nil
+	}
+	cutoff := s.options.Clock().Add(-s.options.Retention)
+	s.mu.RLock()
+	days := s.days
+	s.mu.RUnlock()
+	keep := 0
+	for keep < len(days) && days[keep].end() < cutoff.UnixMicro() {
+		keep++
+	}
+	if keep == 0 {
+		return nil
+	}
+	b := s.db.NewBatch()
+	defer b.Close()
+	if err := s.dropDays(b, days[keep-1], cutoff); err != nil {
+		return fmt.Errorf("drop days: %w", err)
+	}
+	states, err := s.forget(b, days[keep:], days[keep-1].end())
+	if err != nil {
+		return fmt.Errorf("drop days: %w", err)
+	}
+	if err := s.commit(b); err != nil {
+		return fmt.Errorf("drop days: %w", err)
+	}
+	s.mu.Lock()
+	s.days = days[keep:]
+	for r, st := range states {
+		r.flushed = st
+	}
+	s.mu.Unlock()
+	s.log.Info("days dropped", zap.Int("days", keep), zap.Time("before", cutoff.UTC()))
+	return nil
+}
+
+// dropDays deletes the records of the days up to last, and those of batches
+// that were made a while before them.
+func (s *Store) dropDays(b *pebble.Batch, last day, cutoff time.Time) error {
+	var errs []error
+	for _, kind := range []byte{keyChunk, keyRows, keyBatch, keyForeign} {
+		end := []byte{kind + 1}
+		if last < 1<<31-1 {
+			end = appendDay([]byte{kind}, last+1)
+		}
+		errs = append(errs, b.DeleteRange([]byte{kind}, end, nil))
+	}
+	var id sample.BatchID
+	if ms := cutoff.Add(-48 * time.Hour).UnixMilli(); ms > 0 {
+		binary.BigEndian.PutUint64(id[:], uint64(ms)<<16)
+		errs = append(errs, b.DeleteRange([]byte{keyBatchID}, batchIDKey(id), nil))
+	}
+	return errors.Join(errs...)
+}
+
+// forget returns what is known of the resources without the samples up to end,
+// and writes it. Where an oldest sample is gone the days that stay are read for
+// the next one.
+func (s *Store) forget(b *pebble.Batch, days []day, end int64) (map[*resource]*state, error) {
+	states := map[*resource]*state{}
+	open := map[*holder]bool{} // their oldest sample is to be found
+	s.mu.RLock()
+	dims := s.catalogue.dimensions()
+	for _, r := range dims.resources {
+		st := r.flushed
+		if !st.newest.has || st.newest.first > end {
+			continue
+		}
+		n := &state{newest: st.newest, series: slices.Clone(st.series), holders: slices.Clone(st.holders)}
+		n.newest.cut(end)
+		for i := range n.series {
+			n.series[i].cut(end)
+		}
+		for i := range n.holders {
+			switch h := &n.holders[i]; {
+			case h.has && h.last <= end:
+				*h = lifetime{}
+			case h.has && h.first <= end:
+				h.first = h.last
+				open[r.holders[i]] = true
+			}
+		}
+		states[r] = n
+	}
+	s.mu.RUnlock()
+	for _, d := range days {
+		if len(open) == 0 {
+			break
+		}
+		if err := s.oldest(d, dims.holders, states, open); err != nil {
+			return nil, err
+		}
+	}
+	for r, n := range states {
+		s.mu.RLock()
+		meters, foreign := r.meters, r.foreign
+		s.mu.RUnlock()
+		var err error
+		if n.newest.has {
+			err = b.Set(resourceKey(nil, r.no), n.append(nil, meters, foreign), nil)
+		} else {
+			err = b.Delete(resourceKey(nil, r.no), nil)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return states, nil
+}
+
+// cut removes the samples up to end. The oldest one that stays is not known;
+// it is later than that.
+func (n *newest) cut(end int64) {
+	if !n.has {
+		return
+	}
+	if n.last <= end {
+		*n = newest{}
+		return
+	}
+	n.first = max(n.first, end+1)
+}
+
+// oldest finds the oldest samples of the open holders in a day's rows.
+func (s *Store) oldest(d day, holders []*holder, states map[*resource]*state, open map[*holder]bool) error {
+	var t rows
+	found := map[*holder]bool{}
+	err := s.scan(appendDay([]byte{keyRows}, d), append(appendDay([]byte{keyRows}, d), 0xff, 0xff, 0xff, 0xff, 0xff), func(_, v []byte) error {
+		if err := t.decode(v); err != nil {
+			return err
+		}
+		for i, no := range t.holders {
+			if no >= uint64(len(holders)) {
+				return errCorrupt
+			}
+			h := holders[no]
+			if st := states[h.resource]; st != nil && open[h] {
+				l := &st.holders[h.pos]
+				l.first = min(l.first, int64(t.times[i]))
+				found[h] = true
+			}
+		}
+		return nil
+	})
+	for h := range found {
+		delete(open, h)
+	}
+	return err
+}

@@ -1,0 +1,322 @@
+// Package local is the embedded storage engine: samples as encoded chunks in
+// Pebble, what they have in common in a SQLite catalogue. It needs no service
+// and no cgo, and one process at a time has it open.
+//
+// Append writes the batch as it was received and waits for the disk; the batch
+// then waits in memory, in the head, where queries find it, until a flush in
+// the background turns a full head into chunks. One Pebble batch writes the
+// chunks and deletes the received batches, so that a crash leaves either.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// formatVersion is the format of the store as a whole. A store of a newer
+// format is refused.
+const formatVersion = 1
+
+// Options say how a store behaves. The zero Options are good.
+type Options struct {
+	Log      *zap.Logger           // nil: silent
+	Registry prometheus.Registerer // of the store's own metrics; nil: none
+
+	// Retention is how long samples are kept, in whole days of their own time;
+	// 0: 30 days, negative: for ever.
+	Retention time.Duration
+	// FlushEvery and HeadBytes bound what is in memory, and so what a start
+	// after a crash reads again; 0: 10 minutes, 64 MiB. At most two heads of
+	// that size are in memory.
+	FlushEvery time.Duration
+	HeadBytes  int64
+	// MinFree is the floor of free disk in bytes: below it Append returns
+	// [store.ErrDiskFull]; 0: 1 GiB, or 5 % of a disk of less than 20 GiB.
+	MinFree uint64
+	// CacheBytes bounds the cache of blocks read from disk; 0: 64 MiB.
+	CacheBytes int64
+
+	Clock func() time.Time // nil: time.Now
+
+	fs vfs.FS // of Pebble; nil: the disk
+}
+
+func (o Options) withDefaults() Options {
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	if o.Retention == 0 {
+		o.Retention = 30 * 24 * time.Hour
+	}
+	if o.FlushEvery == 0 {
+		o.FlushEvery = 10 * time.Minute
+	}
+	if o.HeadBytes == 0 {
+		o.HeadBytes = 64 << 20
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = 64 << 20
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.fs == nil {
+		o.fs = vfs.Default
+	}
+	return o
+}
+
+// Store implements [store.Store].
+type Store struct {
+	options   Options
+	log       *zap.Logger
+	metrics   *metrics
+	disk      *disk
+	lock      *pebble.Lock
+	db        *pebble.DB
+	catalogue *catalogue
+
+	requests chan *request
+	kick     chan chan error // asks the flusher to flush all
+	frozenUp chan struct{}   // tells the flusher that there is a frozen head
+	stop     chan struct{}
+	wg       sync.WaitGroup
+	closing  sync.Once
+	closed   error
+
+	// Of the committer (and Open before it runs).
+	decoder *sample.Decoder
+	next    uint64 // sequence number of the next batch
+	epochs  map[epoch]seqSet
+	counts  []uint32 // scratch, by row
+	sums    []uint64
+
+	flip sync.RWMutex // a flush becoming visible excludes queries that begin
+
+	mu        sync.RWMutex
+	active    *head
+	frozen    *head         // being flushed; nil: none
+	thawed    chan struct{} // closed when frozen becomes nil
+	flushErr  error         // of the last flush
+	published uint64        // newest batch that readers may see
+	failed    error         // set once Pebble cannot write any more
+	days      []day         // that have chunks, ascending
+
+	// Of the flusher (and Open before it runs).
+	generation uint32
+	chunkBuf   []byte
+}
+
+var _ store.Store = (*Store)(nil)
+
+type epoch struct {
+	node  string
+	epoch uint64
+}
+
+// Open opens the store in a folder, which it makes if it is not there.
+func Open(dir string, options Options) (*Store, error) {
+	o := options.withDefaults()
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Store{
+		options: o, log: o.Log, disk: newDisk(o.fs, dir, o.MinFree, o.Log), requests: make(chan *request, 64), kick: make(chan chan error), frozenUp: make(chan struct{}, 1),
+		stop: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{},
+	}
+	s.metrics = newMetrics(s)
+	if err := s.open(dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.release())
+	}
+	if err := s.metrics.register(o.Registry); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.release())
+	}
+	s.wg.Go(s.commitLoop)
+	s.wg.Go(s.flushLoop)
+	return s, nil
+}
+
+func (s *Store) open(dir string) error {
+	var err error
+	if s.decoder, err = sample.NewDecoder(); err != nil {
+		return err
+	}
+	samples := filepath.Join(dir, "samples")
+	if err := s.disk.MkdirAll(samples, 0o750); err != nil {
+		return err
+	}
+	if s.lock, err = pebble.LockDirectory(samples, s.disk); err != nil {
+		return fmt.Errorf("another kvmeter uses this store; stop it or choose another folder (%w)", err)
+	}
+	if s.db, err = pebble.Open(samples, s.pebbleOptions()); err != nil {
+		return fmt.Errorf("open samples: %w", err)
+	}
+	flushed, err := s.loadState()
+	if err != nil {
+		return err
+	}
+	if s.catalogue, err = openCatalogue(filepath.Join(dir, "catalogue.db")); err != nil {
+		return err
+	}
+	if err := s.load(); err != nil {
+		return err
+	}
+	return s.replay(flushed)
+}
+
+// release closes what is open.
+func (s *Store) release() error {
+	var errs []error
+	if s.catalogue != nil {
+		errs = append(errs, s.catalogue.db.Close())
+	}
+	if s.db != nil && s.failure() == nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Close flushes and closes the store. Appends that are waiting fail.
+func (s *Store) Close() error {
+	s.closing.Do(func() {
+		s.metrics.unregister()
+		close(s.stop)
+		ended := make(chan struct{})
+		go func() {
+			s.wg.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-s.disk.stalled():
+			// A write waits for space. Nothing is lost: it was not acknowledged.
+			s.closed = fmt.Errorf("close store: %w", s.disk.full())
+			return
+		}
+		if err := s.failure(); err != nil {
+			s.closed = err
+		} else if err := s.flushAll(); err != nil {
+			// Nothing is lost: the next start reads the batches again.
+			s.log.Warn("store closed without a flush", zap.Error(err))
+		}
+		s.closed = errors.Join(s.closed, s.release())
+	})
+	return s.closed
+}
+
+// Flush writes what is in memory as chunks.
+func (s *Store) Flush(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case s.kick <- done:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.stop:
+		return errClosed
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+var errClosed = errors.New("store is closed")
+
+func newerFormat(found, known int) error {
+	return fmt.Errorf("it was written by a newer kvmeter (format %d; this program knows up to %d): run that version, or choose another folder", found, known)
+}
+
+func (s *Store) failure() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.failed
+}
+
+func (s *Store) fail(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = fmt.Errorf("store cannot write any more, restart it: %w", err)
+		s.log.Error("store failed; what is stored stays readable until the restart", zap.Error(err))
+	}
+	return s.failed
+}
+
+// commit applies a Pebble batch and waits until it is synced.
+func (s *Store) commit(b *pebble.Batch) error {
+	return s.guard(func() error { return s.db.Apply(b, pebble.Sync) })
+}
+
+// guard runs a write of Pebble. Pebble cannot go on after an error of its log:
+// it panics, or calls Fatalf, which panics too. From then on the store only
+// reads.
+func (s *Store) guard(write func() error) (err error) {
+	if err := s.failure(); err != nil {
+		return err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			cause, ok := p.(error)
+			if !ok {
+				cause = fmt.Errorf("%v", p)
+			}
+			err = s.fail(cause)
+		}
+	}()
+	if err := write(); err != nil {
+		return s.fail(err)
+	}
+	return nil
+}
+
+// pebbleLog passes Pebble's log on.
+type pebbleLog struct{ log *zap.SugaredLogger }
+
+func (l pebbleLog) Infof(format string, args ...any)  { l.log.Debugf(format, args...) }
+func (l pebbleLog) Errorf(format string, args ...any) { l.log.Errorf(format, args...) }
+
+// Fatalf ends what Pebble was doing, as Pebble expects. Where that is a commit
+// of ours, the panic is caught; in Pebble's own goroutines (the manifest could
+// not be written) it ends the process, and the next start recovers.
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	panic(fmt.Errorf(format, args...))
+}
+
+// pebbleOptions are those of the samples' database. Blocks are large since
+// most reads are of neighbours, and compressed well only where data rests.
+func (s *Store) pebbleOptions() *pebble.Options {
+	o := &pebble.Options{
+		FS: s.disk, Lock: s.lock, Logger: pebbleLog{s.log.Named("pebble").Sugar()},
+		FormatMajorVersion:          pebble.FormatValueSeparation,
+		CacheSize:                   s.options.CacheBytes,
+		MemTableSize:                32 << 20,
+		MemTableStopWritesThreshold: 4,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       1000, // a slow disk delays compactions, not samples
+		LBaseMaxBytes:               64 << 20,
+		FlushDelayDeleteRange:       10 * time.Second,
+	}
+	for i := range o.Levels {
+		o.Levels[i] = pebble.LevelOptions{BlockSize: 32 << 10, IndexBlockSize: 64 << 10}
+	}
+	o.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionBalanced })
+	return o
+}

@@ -1,0 +1,501 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// view is the store as one query sees it: a snapshot of what is flushed, and
+// the heads' batches that were not flushed then. It is for one goroutine.
+type view struct {
+	dimensions
+	ctx  context.Context
+	s    *Store
+	snap *pebble.Snapshot
+
+	heads    []*head // oldest first
+	after    uint64  // batches of the heads up to this one are in the snapshot
+	upTo     uint64  // later ones are not seen
+	days     []day   // that may have chunks, ascending
+	chunks   *pebble.Iterator
+	parts    *pebble.Iterator
+	batches  *pebble.Iterator
+	key, end []byte
+
+	part      chunkPart // decoded last
+	chunk     chunk
+	infos     map[uint64]*batchInfo
+	documents map[uint32]*store.Document
+}
+
+// chunkPart is the rows of a part.
+type chunkPart struct {
+	rows
+	day      day
+	resource uint32
+	part     part
+	ok       bool
+}
+
+// point is a sample before its names are looked up.
+type point struct {
+	time   int64
+	seq    uint64
+	bits   uint64
+	index  uint32
+	node   uint32
+	holder uint32
+	meta   uint32
+	origin uint32
+	tag    sample.Tag
+	id     sample.ID  // foreign, or zero
+	batch  *headBatch // nil where flushed
+}
+
+// before orders points as Samples yields them.
+func (p *point) before(o *point) int {
+	switch {
+	case p.time != o.time:
+		if p.time > o.time {
+			return -1
+		}
+		return 1
+	case p.seq != o.seq:
+		if p.seq < o.seq {
+			return -1
+		}
+		return 1
+	}
+	return int(p.index) - int(o.index)
+}
+
+// view begins a query. The snapshot says which of the heads' batches it has.
+func (s *Store) view(ctx context.Context) (*view, error) {
+	v := &view{ctx: ctx, s: s, infos: map[uint64]*batchInfo{}, documents: map[uint32]*store.Document{}}
+	s.flip.RLock()
+	s.mu.RLock()
+	if s.frozen != nil {
+		v.heads = append(v.heads, s.frozen)
+	}
+	v.heads = append(v.heads, s.active)
+	v.upTo, v.days = s.published, s.days
+	v.dimensions = s.catalogue.dimensions()
+	s.mu.RUnlock()
+	v.snap = s.db.NewSnapshot()
+	s.flip.RUnlock()
+	value, closer, err := v.snap.Get(stateKey())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read state: %w", err), v.close())
+	}
+	r := reader{src: value}
+	r.byte()
+	v.after = r.uvarint()
+	err = errors.Join(r.err, closer.Close())
+	for kind, it := range map[byte]**pebble.Iterator{keyChunk: &v.chunks, keyRows: &v.parts, keyBatch: &v.batches} {
+		if err == nil {
+			*it, err = v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{kind}, UpperBound: []byte{kind + 1}})
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read store: %w", err), v.close())
+	}
+	return v, nil
+}
+
+func (v *view) close() error {
+	var errs []error
+	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches} {
+		if it != nil {
+			errs = append(errs, it.Close())
+		}
+	}
+	return errors.Join(append(errs, v.snap.Close())...)
+}
+
+// headRows yields the rows of a resource that are in the heads.
+func (v *view) headRows(r *resource, yield func(rowRef) bool) {
+	for _, h := range v.heads {
+		v.s.mu.RLock()
+		refs := h.rows[r]
+		v.s.mu.RUnlock()
+		for _, ref := range refs {
+			if ref.seq > v.after && ref.seq <= v.upTo && !yield(ref) {
+				return
+			}
+		}
+	}
+}
+
+// headPoints appends the points of a series from one time to another.
+func (v *view) headPoints(out []point, r *resource, m *meter, from, to int64) []point {
+	v.headRows(r, func(ref rowRef) bool {
+		row := ref.info()
+		if row.time < from || row.time > to {
+			return true
+		}
+		at, end := ref.span(ref.row)
+		for c := 0; at < end; at++ {
+			index := int(ref.indexes[at])
+			for c+1 < len(ref.columns) && ref.columns[c+1].index <= index {
+				c++
+			}
+			if ref.columns[c].meter == m {
+				out = append(out, ref.point(at, &ref.columns[c]))
+			}
+		}
+		return true
+	})
+	return out
+}
+
+// point returns the value at a position of the batch's values.
+func (r rowRef) point(at int, col *headColumn) point {
+	row := r.info()
+	return point{
+		time: row.time, seq: r.seq, bits: r.values[at], index: uint32(r.indexes[at]), node: r.node, holder: row.holder.no,
+		meta: row.meta, origin: col.origin, tag: col.tag, batch: r.headBatch,
+	}
+}
+
+// load decodes the rows of a part, unless they were decoded last.
+func (v *view) load(d day, resource uint32, p part) error {
+	c := &v.part
+	if c.ok && c.day == d && c.resource == resource && c.part == p {
+		return nil
+	}
+	c.ok = false
+	v.key = rowsKey(v.key[:0], d, resource, p)
+	if !v.parts.SeekGE(v.key) || !bytes.Equal(v.parts.Key(), v.key) {
+		return errors.Join(fmt.Errorf("read rows of resource %d, day %d: %w: they are missing", resource, d, errCorrupt), v.parts.Error())
+	}
+	value, err := v.parts.ValueAndErr()
+	if err != nil {
+		return fmt.Errorf("read rows: %w", err)
+	}
+	if err := c.decode(value); err != nil {
+		return err
+	}
+	c.day, c.resource, c.part, c.ok = d, resource, p, true
+	return nil
+}
+
+// points decodes the chunk at the iterator and appends its points from one
+// time to another.
+func (v *view) points(out []point, value []byte, d day, resource uint32, p part, from, to int64) ([]point, error) {
+	if err := v.load(d, resource, p); err != nil {
+		return out, err
+	}
+	rows, c := &v.part.rows, &v.chunk
+	if err := c.decode(value, len(rows.times)); err != nil {
+		return out, err
+	}
+	for i, row := range c.rows {
+		t := int64(rows.times[row])
+		if t < from || t > to {
+			continue
+		}
+		pt := point{
+			time: t, seq: rows.seqs[row], bits: c.bits[i], index: uint32(c.indexes[i]), node: uint32(rows.nodes[row]),
+			holder: uint32(rows.holders[row]), meta: uint32(rows.metas[row]), origin: uint32(c.origins[i]), tag: sample.Tag(c.tags[i]),
+		}
+		if c.ids != nil {
+			pt.id = c.ids[i]
+		}
+		if int(pt.holder) >= len(v.holders) || int(pt.meta) >= len(v.metas) || int(pt.origin) >= len(v.origins) || int(pt.node) >= len(v.nodes) {
+			return out, fmt.Errorf("read chunk: %w: it names what the catalogue lacks", errCorrupt)
+		}
+		out = append(out, pt)
+	}
+	return out, nil
+}
+
+// eachChunk calls each with the chunks of a series' day that have samples from
+// one time to another, oldest first.
+func (v *view) eachChunk(d day, m, resource uint32, from, to int64, each func(value []byte, first, last int64, p part) error) error {
+	v.end = seriesKey(v.end[:0], d, m, resource)
+	at := appendLast(append(v.key[:0], v.end...), d, max(from, d.start()))
+	v.key = at
+	for ok := v.chunks.SeekGE(at); ok && bytes.HasPrefix(v.chunks.Key(), v.end); ok = v.chunks.Next() {
+		_, _, _, last, p, ok := readChunkKey(v.chunks.Key())
+		if !ok {
+			return fmt.Errorf("read chunk: %w", errCorrupt)
+		}
+		value, err := v.chunks.ValueAndErr()
+		if err != nil {
+			return fmt.Errorf("read chunk: %w", err)
+		}
+		length, err := chunkLength(value)
+		if err != nil {
+			return err
+		}
+		if last-length > to {
+			continue
+		}
+		if err := each(value, last-length, last, p); err != nil {
+			return err
+		}
+	}
+	return v.chunks.Error()
+}
+
+// batch returns what is kept of a flushed point's batch.
+func (v *view) batch(p *point) (*batchInfo, error) {
+	if info := v.infos[p.seq]; info != nil {
+		return info, nil
+	}
+	if len(v.infos) > 1<<14 {
+		clear(v.infos)
+	}
+	info, err := v.batchAt(dayOf(p.time), p.node, p.seq)
+	if err == nil {
+		v.infos[p.seq] = info
+	}
+	return info, err
+}
+
+func (v *view) batchAt(d day, node uint32, seq uint64) (*batchInfo, error) {
+	v.key = batchKey(v.key[:0], d, node, seq)
+	if !v.batches.SeekGE(v.key) || !bytes.Equal(v.batches.Key(), v.key) {
+		return nil, errors.Join(fmt.Errorf("read batch %d: %w: it is missing", seq, errCorrupt), v.batches.Error())
+	}
+	value, err := v.batches.ValueAndErr()
+	if err != nil {
+		return nil, fmt.Errorf("read batch: %w", err)
+	}
+	info := &batchInfo{}
+	return info, info.decode(value)
+}
+
+// sample looks up a point's names.
+func (v *view) sample(m *meter, p *point) (store.Sample, error) {
+	h := v.holders[p.holder]
+	out := store.Sample{Sample: sample.Sample{
+		Name: m.Name, Kind: m.Kind, Unit: m.Unit, Volume: sample.Volume{Bits: p.bits, Tag: p.tag}, Resource: h.resource.id,
+		Source: h.source, Project: h.project, User: h.user, Time: p.time, Origin: v.origins[p.origin], Incarnation: h.incarnation,
+		Metadata: v.metas[p.meta],
+	}}
+	if p.batch != nil {
+		out.ID, out.Recorded = p.batch.sampleID(int(p.index)), p.batch.recorded
+		return out, nil
+	}
+	info, err := v.batch(p)
+	if err != nil {
+		return out, err
+	}
+	out.Recorded = info.recorded
+	switch {
+	case p.id.Text != "":
+		out.ID = sample.ParseID(p.id.Text)
+	case p.id != sample.ID{}:
+		out.ID = p.id
+	default:
+		out.ID = info.id.Sample(int(p.index))
+	}
+	return out, nil
+}
+
+// document returns the parsed metadata with a number.
+func (v *view) document(meta uint32) *store.Document {
+	d := v.documents[meta]
+	if d == nil {
+		if len(v.documents) > 1<<14 {
+			clear(v.documents)
+		}
+		d = store.NewDocument(v.metas[meta])
+		v.documents[meta] = d
+	}
+	return d
+}
+
+// has reports whether there is a sample of a series with this time and id.
+func (v *view) has(m *meter, h *holder, t int64, id sample.ID) (bool, error) {
+	points := v.headPoints(nil, h.resource, m, t, t)
+	d := dayOf(t)
+	if _, ok := slices.BinarySearch(v.days, d); ok {
+		if err := v.eachChunk(d, m.no, h.resource.no, t, t, func(value []byte, _, _ int64, p part) (err error) {
+			points, err = v.points(points, value, d, h.resource.no, p, t, t)
+			return err
+		}); err != nil {
+			return false, err
+		}
+	}
+	for i := range points {
+		if points[i].holder != h.no {
+			continue
+		}
+		s, err := v.sample(m, &points[i])
+		if err != nil || s.ID == id {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// find returns the samples with an id.
+func (v *view) find(id sample.ID) ([]store.Sample, error) {
+	var out []store.Sample
+	add := func(m *meter, p *point) error {
+		s, err := v.sample(m, p)
+		if err == nil && s.ID == id {
+			out = append(out, s)
+		}
+		return err
+	}
+	if batch, index, ok := id.Batch(); ok {
+		for _, h := range v.heads {
+			v.s.mu.RLock()
+			hb := h.byID[batch]
+			v.s.mu.RUnlock()
+			if hb != nil && hb.seq > v.after && hb.seq <= v.upTo {
+				if err := hb.find(index, add); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if err := v.findDerived(batch, uint32(index), add); err != nil {
+			return nil, err
+		}
+	}
+	for _, h := range v.heads {
+		v.s.mu.RLock()
+		foreign := h.foreign
+		v.s.mu.RUnlock()
+		text := id.String()
+		for _, hb := range foreign {
+			if hb.seq <= v.after || hb.seq > v.upTo {
+				continue
+			}
+			for index := range hb.ids {
+				if hb.ids[index] != text {
+					continue
+				}
+				if err := hb.find(index, add); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return out, v.findForeign(id, add)
+}
+
+// find calls add with the sample that has an index.
+func (b *headBatch) find(index int, add func(*meter, *point) error) error {
+	for row := range b.rows {
+		for at, to := b.span(row); at < to; at++ {
+			if int(b.indexes[at]) == index {
+				col := b.column(index)
+				p := rowRef{b, row}.point(at, col)
+				return add(col.meter, &p)
+			}
+		}
+	}
+	return nil
+}
+
+// findDerived looks through what the batch's resources have at its time.
+func (v *view) findDerived(id sample.BatchID, index uint32, add func(*meter, *point) error) error {
+	value, closer, err := v.snap.Get(batchIDKey(id))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look up batch: %w", err)
+	}
+	var where place
+	if err := errors.Join(where.decode(value), closer.Close()); err != nil {
+		return err
+	}
+	for _, d := range where.days {
+		if !v.hasDay(d) {
+			continue
+		}
+		info, err := v.batchAt(d, where.node, where.seq)
+		if err != nil {
+			return err
+		}
+		for _, no := range info.resources {
+			if int(no) >= len(v.resources) {
+				return fmt.Errorf("look up batch: %w", errCorrupt)
+			}
+			for _, m := range v.metersOf(v.resources[no]) {
+				done, err := v.findIndex(d, m, no, info, where.seq, index, add)
+				if done || err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (v *view) hasDay(d day) bool {
+	_, ok := slices.BinarySearch(v.days, d)
+	return ok
+}
+
+func (v *view) metersOf(r *resource) []*meter {
+	v.s.mu.RLock()
+	defer v.s.mu.RUnlock()
+	return r.meters
+}
+
+// findIndex looks for a batch's sample in the chunks of a series.
+func (v *view) findIndex(d day, m *meter, resource uint32, info *batchInfo, seq uint64, index uint32, add func(*meter, *point) error) (bool, error) {
+	var points []point
+	err := v.eachChunk(d, m.no, resource, info.from, info.to, func(value []byte, _, _ int64, p part) (err error) {
+		points, err = v.points(points, value, d, resource, p, info.from, info.to)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	for i := range points {
+		if points[i].seq == seq && points[i].index == index {
+			return true, add(m, &points[i])
+		}
+	}
+	return false, nil
+}
+
+// findForeign looks up the index of foreign ids, day by day.
+func (v *view) findForeign(id sample.ID, add func(*meter, *point) error) error {
+	hash := hashID(id)
+	it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{keyForeign}, UpperBound: []byte{keyForeign + 1}})
+	if err != nil {
+		return fmt.Errorf("look up id: %w", err)
+	}
+	defer it.Close()
+	var key []byte
+	for _, d := range v.days {
+		key = foreignKey(key[:0], d, hash, 0, 0)
+		prefix := key[:1+4+8]
+		for ok := it.SeekGE(key); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {
+			rest := it.Key()[len(prefix):]
+			r := reader{src: it.Value()}
+			m, resource := r.number(), r.number()
+			if err := r.done("place of an id"); err != nil || len(rest) != 12 || int(m) >= len(v.meters) {
+				return errors.Join(fmt.Errorf("look up id: %w", errCorrupt), err)
+			}
+			whole := &batchInfo{from: math.MinInt64, to: math.MaxInt64}
+			seq, index := binary.BigEndian.Uint64(rest), binary.BigEndian.Uint32(rest[8:])
+			if _, err := v.findIndex(d, v.meters[m], resource, whole, seq, index, add); err != nil {
+				return err
+			}
+		}
+	}
+	return it.Error()
+}
+
+func appendSeriesRef(dst []byte, meter, resource uint32) []byte {
+	return binary.AppendUvarint(binary.AppendUvarint(dst, uint64(meter)), uint64(resource))
+}
