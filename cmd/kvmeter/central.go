@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kvmeter/kvmeter/bus"
+	"github.com/kvmeter/kvmeter/central"
+	"github.com/kvmeter/kvmeter/central/api"
+	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/central/store/local"
+	"github.com/kvmeter/kvmeter/cmd/internal/config"
+	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// centralConfig is central.yaml.
+type centralConfig struct {
+	central.IngestConfig `yaml:",inline"`
+	// AMQP says how to reach RabbitMQ.
+	AMQP bus.Config `yaml:"amqp"`
+	// Keys is the folder of the nodes' secrets, one file <node>.key each.
+	Keys  string      `yaml:"keys"`
+	Store storeConfig `yaml:"store"`
+	API   apiConfig   `yaml:"api"`
+	// Metrics is the address of the Prometheus page, 127.0.0.1:9189 for
+	// example. Empty: off.
+	Metrics string `yaml:"metrics"`
+}
+
+type storeConfig struct {
+	// Path is the folder of the store.
+	Path string `yaml:"path"`
+	// Retention is how long samples are kept; 0: for ever.
+	Retention time.Duration `yaml:"retention"`
+	// MinFree is the floor of free disk space, in bytes: below it nothing is
+	// stored until there is space again.
+	MinFree uint64 `yaml:"min_free"`
+}
+
+type apiConfig struct {
+	// Listen is the address of the API. Without authentication it must be on
+	// the loopback interface.
+	Listen string `yaml:"listen"`
+}
+
+func defaultStore(state string) storeConfig {
+	return storeConfig{Path: filepath.Join(state, "store"), Retention: 30 * 24 * time.Hour, MinFree: 1 << 30}
+}
+
+var defaultAPI = apiConfig{Listen: "127.0.0.1:8777"}
+
+func centralCommand() *cobra.Command {
+	var flags daemon.Flags
+	file := daemon.File("central.yaml")
+	c := &cobra.Command{
+		Use:   "central",
+		Short: "Store samples and answer the API",
+		Long: `Central takes batches from RabbitMQ, stores each sample exactly once, acks what is
+on disk, and answers the Telemetry API v2.`,
+		Example: `  kvmeter central --check-config
+  KVMETER_STORE__PATH=/srv/kvmeter kvmeter central`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dirs := daemon.Dirs()
+			cfg := centralConfig{
+				IngestConfig: central.DefaultIngestConfig(), AMQP: bus.DefaultConfig(), Keys: filepath.Join(dirs.Config, "keys.d"),
+				Store: defaultStore(dirs.State), API: defaultAPI,
+			}
+			if err := flags.Load(file, &cfg); err != nil {
+				return err
+			}
+			if flags.Check {
+				return config.Print(cmd.OutOrStdout(), &cfg)
+			}
+			log, err := flags.Logger()
+			if err != nil {
+				return err
+			}
+			return runCentral(cmd.Context(), cfg, log, daemon.Registry())
+		},
+	}
+	flags.Register(c.Flags(), file)
+	return c
+}
+
+func runCentral(ctx context.Context, cfg centralConfig, log *zap.Logger, registry *prometheus.Registry) error {
+	keys, err := sample.LoadKeys(cfg.Keys)
+	if err != nil {
+		return err
+	}
+	amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter central", log)
+	if err != nil {
+		return err
+	}
+	defer func() { amqp.Close() }()
+	return withStore(cfg.Store, log, registry, func(s store.Store) error {
+		ingest, err := central.NewIngest(cfg.IngestConfig, central.IngestDeps{Log: log, Consumer: amqp, Store: s, Keys: keys, Registry: registry})
+		if err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return ingest.Run(ctx) })
+		g.Go(func() error { return serveAPI(ctx, cfg.API, s, log) })
+		g.Go(func() error { return daemon.Metrics(ctx, cfg.Metrics, registry) })
+		return g.Wait()
+	})
+}
+
+// withStore opens the store, runs f with it and closes it.
+func withStore(cfg storeConfig, log *zap.Logger, registry prometheus.Registerer, f func(store.Store) error) error {
+	s, err := local.Open(cfg.Path, local.Options{Log: log, Retention: cfg.Retention, MinFree: cfg.MinFree, Registry: registry})
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(s), s.Close())
+}
+
+// serveAPI answers the API until ctx ends.
+func serveAPI(ctx context.Context, cfg apiConfig, s store.Store, log *zap.Logger) error {
+	if err := api.CheckListen(cfg.Listen, false); err != nil {
+		return err
+	}
+	l, err := daemon.Listen("the API", "api.listen", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	log.Info("the API answers", zap.String("url", "http://"+l.Addr().String()))
+	return daemon.Serve(ctx, l, api.New(s, api.Options{Log: log}))
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kvmeter/kvmeter/agent"
+	"github.com/kvmeter/kvmeter/bus"
+	"github.com/kvmeter/kvmeter/central"
+	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/cmd/internal/config"
+	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
+	"github.com/kvmeter/kvmeter/cmd/internal/host"
+	"github.com/kvmeter/kvmeter/notifier"
+	"github.com/kvmeter/kvmeter/notifier/publisher/all"
+)
+
+// upConfig is up.yaml.
+type upConfig struct {
+	// Agent, Notifier and Central are as in agent.yaml, notifier.yaml and
+	// central.yaml, without what concerns the broker.
+	Agent    agent.Config         `yaml:"agent"`
+	Notifier notifier.Config      `yaml:"notifier"`
+	Central  central.IngestConfig `yaml:"central"`
+	Store    storeConfig          `yaml:"store"`
+	API      apiConfig            `yaml:"api"`
+	// Metrics is the address of the Prometheus page, 127.0.0.1:9189 for
+	// example. Empty: off.
+	Metrics string `yaml:"metrics"`
+}
+
+func defaultUp(state, run string) upConfig {
+	cfg := upConfig{
+		Agent: agent.DefaultConfig(), Notifier: notifier.DefaultConfig(), Central: central.DefaultIngestConfig(),
+		Store: defaultStore(state), API: defaultAPI,
+	}
+	cfg.Agent.Interval = time.Second
+	cfg.Agent.Spread = false
+	cfg.Agent.Socket = filepath.Join(run, "agent.sock")
+	cfg.Notifier.AllowUnsigned, cfg.Central.AllowUnsigned = true, true
+	cfg.Notifier.Pipeline = ""
+	return cfg
+}
+
+func upCommand() *cobra.Command {
+	var flags daemon.Flags
+	dirs := daemon.Dirs()
+	file := daemon.File("up.yaml")
+	state, run := filepath.Join(dirs.State, "up"), filepath.Join(dirs.Run, "up")
+	var libvirt string
+	var withoutBPF bool
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Run everything in one process: meter this host, store the samples, answer the API",
+		Long: `Up meters this host every second, stores the samples in a store of its own and
+answers the API, all in one process and without a broker. Root lets it use BPF and
+see every domain; an ordinary user gets what /proc gives.`,
+		Example: `  kvmeter up                                  then, in another terminal: kvmeter top
+  kvmeter up --libvirt /run/libvirt/virtqemud-sock-ro
+  KVMETER_AGENT__INTERVAL=10s kvmeter up --state /srv/kvmeter`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg := defaultUp(state, run)
+			if err := flags.Load(file, &cfg); err != nil {
+				return err
+			}
+			if libvirt != "" {
+				cfg.Agent.Libvirt = agent.Sockets{libvirt}
+			}
+			if flags.Check {
+				return config.Print(cmd.OutOrStdout(), &cfg)
+			}
+			log, err := flags.Logger()
+			if err != nil {
+				return err
+			}
+			if daemonAnswers(filepath.Join(dirs.Run, "agent.sock")) {
+				log.Warn("kvmeter-agent already meters this host; this is a second one beside it")
+			}
+			return runUp(cmd.Context(), cfg, withoutBPF, log)
+		},
+	}
+	flags.Register(c.Flags(), file)
+	c.Flags().StringVar(&state, "state", state, "folder of the store")
+	c.Flags().StringVar(&run, "run", run, "folder of the socket that kvmeter top reads")
+	c.Flags().StringVar(&libvirt, "libvirt", "", "libvirt's socket (default: the usual places)")
+	c.Flags().BoolVar(&withoutBPF, "without-bpf", false, "read processes from /proc only")
+	return c
+}
+
+// daemonAnswers reports whether somebody listens on a Unix socket.
+func daemonAnswers(path string) bool {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+func runUp(ctx context.Context, cfg upConfig, withoutBPF bool, log *zap.Logger) error {
+	for _, dir := range []string{filepath.Dir(cfg.Agent.Socket), filepath.Dir(cfg.Store.Path)} {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return makeFolder(err)
+		}
+	}
+	registry := daemon.Registry()
+	local := bus.NewLocal(1, log)
+	n, err := notifier.New(cfg.Notifier, notifier.Deps{
+		Log: log, Consumer: local, Publisher: local, Publishers: all.Publishers, Registry: registry,
+	})
+	if err != nil {
+		return err
+	}
+	deps, done := host.Open(log, withoutBPF)
+	deps.Publisher, deps.Registry = local, registry
+	a, err := agent.New(cfg.Agent, deps)
+	if err != nil {
+		return errors.Join(err, done(), n.Close())
+	}
+	err = withStore(cfg.Store, log, registry, func(s store.Store) error {
+		ingest, err := central.NewIngest(cfg.Central, central.IngestDeps{Log: log, Consumer: local, Store: s, Registry: registry})
+		if err != nil {
+			return err
+		}
+		return runInOrder(ctx, log,
+			[]func(context.Context) error{
+				a.Run,
+			},
+			[]func(context.Context) error{
+				n.Run,
+				ingest.Run,
+				func(ctx context.Context) error { return serveAPI(ctx, cfg.API, s, log) },
+				func(ctx context.Context) error { return daemon.Metrics(ctx, cfg.Metrics, registry) },
+			})
+	})
+	return errors.Join(err, done(), n.Close())
+}
+
+// runInOrder runs all functions until one fails or ctx ends, then ends the
+// sources first, so that what they still deliver is taken.
+func runInOrder(ctx context.Context, log *zap.Logger, sources, sinks []func(context.Context) error) error {
+	down, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	sink, down := errgroup.WithContext(down)
+	for _, f := range sinks {
+		sink.Go(func() error { return f(down) })
+	}
+	// A sink that fails ends the sources as well.
+	up, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(down, cancel)()
+	source, up := errgroup.WithContext(up)
+	for _, f := range sources {
+		source.Go(func() error { return f(up) })
+	}
+	err := source.Wait()
+	stop()
+	log.Debug("the sources have ended")
+	return errors.Join(err, sink.Wait())
+}
+
+// makeFolder explains why a folder can't be made.
+func makeFolder(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: run as root, or choose folders of your own with --state and --run", err)
+	}
+	return err
+}
