@@ -30,31 +30,38 @@ func TestUsageAdvances(t *testing.T) {
 	}{
 		"growing counters are published as they are": {
 			[]bpf.Usage{used(10, 5, 0), used(30, 6, 0)},
-			[]published{{10, 5, 0, 15}, {30, 6, 0, 36}}, nil,
+			[]published{{10, 5, 0, 15}, {30, 6, 0, 36}},
+			nil,
 		},
 		"a reading that is lower is held": {
 			[]bpf.Usage{used(10, 5, 0), used(8, 5, 0), used(12, 5, 0)},
-			[]published{{10, 5, 0, 15}, {10, 5, 0, 15}, {12, 5, 0, 17}}, []string{"cpu.process", "cpu"},
+			[]published{{10, 5, 0, 15}, {10, 5, 0, 15}, {12, 5, 0, 17}},
+			[]string{"cpu.process", "cpu"},
 		},
 		"the time of an unplugged vCPU stays in cpu, which goes on growing": {
 			[]bpf.Usage{used(150, 5, 0), used(50, 5, 103), used(60, 5, 103)},
-			[]published{{150, 5, 0, 155}, {150, 5, 3, 158}, {160, 5, 3, 168}}, nil,
+			[]published{{150, 5, 0, 155}, {150, 5, 3, 158}, {160, 5, 3, 168}},
+			nil,
 		},
 		"time of threads that were never seen alive is exited": {
 			[]bpf.Usage{used(10, 5, 100), used(11, 5, 130)},
-			[]published{{10, 5, 100, 115}, {11, 5, 130, 146}}, nil,
+			[]published{{10, 5, 100, 115}, {11, 5, 130, 146}},
+			nil,
 		},
 		"a vCPU and a thread of QEMU's own may exit together": {
 			[]bpf.Usage{used(100, 50, 0), used(60, 20, 71), used(61, 21, 71)},
-			[]published{{100, 50, 0, 150}, {100, 50, 1, 151}, {101, 51, 1, 153}}, nil,
+			[]published{{100, 50, 0, 150}, {100, 50, 1, 151}, {101, 51, 1, 153}},
+			nil,
 		},
 		"a thread that is renamed moves nothing to exited": {
 			[]bpf.Usage{used(100, 50, 0), used(40, 110, 0)},
-			[]published{{100, 50, 0, 150}, {100, 110, 0, 150}}, []string{"cpu"},
+			[]published{{100, 50, 0, 150}, {100, 110, 0, 150}},
+			[]string{"cpu"},
 		},
 		"a reader without threads goes on with the process": {
 			[]bpf.Usage{used(10, 5, 1), {Process: 20, Exited: 20}, used(14, 7, 1)},
-			[]published{{10, 5, 1, 16}, {10, 5, 1, 20}, {14, 7, 1, 22}}, nil,
+			[]published{{10, 5, 1, 16}, {10, 5, 1, 20}, {14, 7, 1, 22}},
+			nil,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
