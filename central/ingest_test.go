@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -20,8 +19,6 @@ import (
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/sample"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var keys = sample.Keys{"node-1": []byte("secret of node-1")}
 

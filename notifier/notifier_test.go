@@ -15,7 +15,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/bus"
@@ -24,8 +23,6 @@ import (
 	"github.com/kvmeter/kvmeter/notifier/publisher/all"
 	"github.com/kvmeter/kvmeter/sample"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var keys = sample.Keys{"node-1": []byte("secret of node-1"), "notifier-1": []byte("secret of notifier-1")}
 
@@ -126,7 +123,7 @@ func start(t *testing.T, pipeline string, schemes []publisher.Scheme, change fun
 	return r
 }
 
-func write(t *testing.T, pipeline string) string {
+func write(t testing.TB, pipeline string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "pipeline.yaml")
 	if err := os.WriteFile(file, []byte(pipeline), 0o600); err != nil {
