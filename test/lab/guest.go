@@ -41,9 +41,9 @@ type record struct {
 // obeys [Guest.Exec] when StartGuest returns, some 3 s after its start on an idle
 // machine. Several may be started at once.
 func (l *Lab) StartGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
-	g, err := l.newGuest(ctx, spec)
+	g, err := l.NewGuest(ctx, spec)
 	if err != nil {
-		return nil, fmt.Errorf("make guest: %w", err)
+		return nil, err
 	}
 	if err := g.Start(ctx); err != nil {
 		return nil, errors.Join(err, g.Destroy(context.WithoutCancel(ctx)))
@@ -51,7 +51,16 @@ func (l *Lab) StartGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
 	return g, nil
 }
 
-// newGuest takes the next number; none is used twice, as with Nova.
+// NewGuest makes a guest for [Guest.Start]; libvirt hears of it only then. It has
+// the next number; none is used twice, as with Nova.
+func (l *Lab) NewGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
+	g, err := l.newGuest(ctx, spec)
+	if err != nil {
+		return nil, fmt.Errorf("make guest: %w", err)
+	}
+	return g, nil
+}
+
 func (l *Lab) newGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
 	if err := os.MkdirAll(l.path("instances"), 0o755); err != nil {
 		return nil, err

@@ -66,7 +66,7 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 	if err := checkHost(); err != nil {
 		return err
 	}
-	if pid, err := l.LibvirtPID(); err == nil && pid != 0 {
+	if l.LibvirtPID() != 0 {
 		return l.waitLibvirt(ctx, nil)
 	}
 	for _, d := range libvirtDirs {
@@ -88,10 +88,10 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 		return fmt.Errorf("start libvirtd: %w", err)
 	}
 	defer func() { _ = stderr.Close() }()
-	cmd := exec.Command("sh", "-c", libvirtdScript, "libvirtd.sh", l.dir, l.id)
+	cmd := exec.Command("sh", "-c", libvirtdScript, "libvirtd.sh", l.dir)
 	cmd.Stderr = stderr
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Env = append(os.Environ(), idVariable+"="+l.id, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	// Go makes the namespace's mounts private before it runs the script.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -149,12 +149,15 @@ func (l *Lab) Connect(ctx context.Context) (*libvirt.Libvirt, error) {
 }
 
 // LibvirtPID is libvirtd's process id, 0 when it does not run.
-func (l *Lab) LibvirtPID() (int, error) {
-	found, err := l.processes(isLibvirtd)
-	if err != nil || len(found) == 0 {
-		return 0, err
+func (l *Lab) LibvirtPID() int {
+	pid, err := readNumber(l.path("libvirtd.pid"))
+	if err != nil {
+		return 0
 	}
-	return found[0].pid, nil
+	if _, ours := l.process(int(pid)); !ours {
+		return 0
+	}
+	return int(pid)
 }
 
 // StopLibvirt ends libvirtd as its service would and waits for its end. Guests

@@ -1,10 +1,10 @@
-# libvirtd.sh LAB ID: runs libvirtd on the lab's folders instead of the machine's.
+# libvirtd.sh LAB: runs libvirtd on the lab's folders instead of the machine's.
 #
 # Runs in a mount namespace of its own, so none of these mounts is seen outside.
 # The control groups are hidden: without them libvirt neither makes any (two
 # labs would share theirs) nor registers guests with systemd-machined.
 set -e
-lab=$1 id=$2 scratch=/sys/fs/cgroup
+lab=$1 scratch=/sys/fs/cgroup
 umount -R -l $scratch 2>/dev/null || true
 mount -t tmpfs kvmeter-lab $scratch
 mkdir $scratch/lab
@@ -38,6 +38,6 @@ for file in passwd group; do
 	mount --bind $scratch/$file /etc/$file
 done
 
-export KVMETER_LAB_ID="$id" DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent
+export DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent
 unset NOTIFY_SOCKET LISTEN_FDS LISTEN_PID
 exec libvirtd -f "$lab/libvirtd.conf" -p "$lab/libvirtd.pid"

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -110,16 +111,15 @@ threads or io_uring. Without it there is one raw disk of 64 MiB with none,native
 			if err := l.StartLibvirt(ctx); err != nil {
 				return err
 			}
-			group, groupCtx := errgroup.WithContext(ctx)
-			group.Go(func() error {
-				return ensure(groupCtx, l, vms, lab.GuestSpec{Kind: lab.Linux, VCPUs: vcpus, Disks: parsed}, load)
-			})
-			group.Go(func() error {
-				return ensure(groupCtx, l, kvm, lab.GuestSpec{Kind: lab.KVM, Mode: mode, VCPUs: vcpus, Disks: parsed}, "")
-			})
-			if err := group.Wait(); err != nil {
+			linux, err := wanted(ctx, l, vms, lab.GuestSpec{Kind: lab.Linux, VCPUs: vcpus, Disks: parsed})
+			if err != nil {
 				return err
 			}
+			roms, err := wanted(ctx, l, kvm, lab.GuestSpec{Kind: lab.KVM, Mode: mode, VCPUs: vcpus, Disks: parsed})
+			if err != nil {
+				return err
+			}
+			started := startAll(ctx, append(linux, roms...), load)
 			out := cmd.OutOrStdout()
 			if rabbit {
 				r, err := l.RabbitMQ(ctx)
@@ -134,7 +134,7 @@ threads or io_uring. Without it there is one raw disk of 64 MiB with none,native
 				return err
 			}
 			fmt.Fprintf(out, "\nTry       lab --dir %s exec 1 -- write 65536 512\nEnd with  lab --dir %s down\n", l.Dir(), l.Dir())
-			return nil
+			return started
 		},
 	}
 	f := c.Flags()
@@ -148,37 +148,48 @@ threads or io_uring. Without it there is one raw disk of 64 MiB with none,native
 	return c
 }
 
-// ensure starts stopped guests of the spec's kind and makes new ones until n run.
-func ensure(ctx context.Context, l *lab.Lab, n int, spec lab.GuestSpec, load string) error {
-	guests, err := l.Guests()
+// wanted are the first n guests of the spec's kind, made now if there are fewer.
+func wanted(ctx context.Context, l *lab.Lab, n int, spec lab.GuestSpec) ([]*lab.Guest, error) {
+	all, err := l.Guests()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var start []func(context.Context) (*lab.Guest, error)
-	for _, g := range guests {
-		if g.Spec.Kind != spec.Kind || n == 0 {
+	var guests []*lab.Guest
+	for _, g := range all {
+		if g.Spec.Kind == spec.Kind && len(guests) < n {
+			guests = append(guests, g)
+		}
+	}
+	for len(guests) < n {
+		g, err := l.NewGuest(ctx, spec)
+		if err != nil {
+			return nil, err
+		}
+		guests = append(guests, g)
+	}
+	return guests, nil
+}
+
+// startAll starts the guests that do not run; one that cannot be started costs
+// no other. Linux guests get the load.
+func startAll(ctx context.Context, guests []*lab.Guest, load string) error {
+	errs := make([]error, len(guests))
+	var group errgroup.Group
+	group.SetLimit(4) // more at once only wait for each other
+	for i, g := range guests {
+		if g.Running() {
 			continue
 		}
-		n--
-		if !g.Running() {
-			start = append(start, func(ctx context.Context) (*lab.Guest, error) { return g, g.Start(ctx) })
-		}
-	}
-	for range n {
-		start = append(start, func(ctx context.Context) (*lab.Guest, error) { return l.StartGuest(ctx, spec) })
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(4) // more at once only wait for each other
-	for _, f := range start {
 		group.Go(func() error {
-			g, err := f(ctx)
-			if err == nil && load != "" {
-				_, err = g.Exec(ctx, "bg "+load)
+			errs[i] = g.Start(ctx)
+			if errs[i] == nil && load != "" && g.Spec.Kind == lab.Linux {
+				_, errs[i] = g.Exec(ctx, "bg "+load)
 			}
-			return err
+			return nil
 		})
 	}
-	return group.Wait()
+	_ = group.Wait()
+	return errors.Join(errs...)
 }
 
 func parseDisks(args []string) ([]lab.Disk, error) {
