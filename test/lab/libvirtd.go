@@ -66,7 +66,7 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 	if err := checkHost(); err != nil {
 		return err
 	}
-	if l.LibvirtPID() != 0 {
+	if pid, err := l.LibvirtPID(); err == nil && pid != 0 {
 		return l.waitLibvirt(ctx, nil)
 	}
 	for _, d := range libvirtDirs {
@@ -149,15 +149,18 @@ func (l *Lab) Connect(ctx context.Context) (*libvirt.Libvirt, error) {
 }
 
 // LibvirtPID is libvirtd's process id, 0 when it does not run.
-func (l *Lab) LibvirtPID() int {
+func (l *Lab) LibvirtPID() (int, error) {
 	pid, err := readNumber(l.path("libvirtd.pid"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
-		return 0
+		return 0, fmt.Errorf("read libvirtd's process id: %w", err)
 	}
 	if _, ours := l.process(int(pid)); !ours {
-		return 0
+		return 0, nil
 	}
-	return int(pid)
+	return int(pid), nil
 }
 
 // StopLibvirt ends libvirtd as its service would and waits for its end. Guests
