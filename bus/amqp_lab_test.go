@@ -251,7 +251,7 @@ func TestRabbitMQ(t *testing.T) {
 		wait()
 		eventually(t, "the last has arrived", func() bool { return acked.Load() == 51 })
 		stop()
-		if n, err := admin(t, r.URL()).QueueInspect(queue); err != nil || n.Messages != 0 {
+		if n, err := admin(t, r.URL()).QueueDeclarePassive(queue, true, false, false, false, nil); err != nil || n.Messages != 0 {
 			t.Errorf("%d messages are left (%v), want all acked", n.Messages, err)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -13,6 +14,7 @@ import (
 // Consume implements [Consumer], over a connection of its own.
 func (a *AMQP) Consume(ctx context.Context, queue string, prefetch int, handle Handler) error {
 	log := a.log.With(zap.String("queue", queue))
+	prefetch = min(max(prefetch, 1), math.MaxUint16) // 0 would be no bound; AMQP has 16 bits for it
 	retry := a.retry
 	for {
 		l := a.connect(ctx, &retry)
@@ -66,7 +68,7 @@ func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue 
 		case <-ctx.Done():
 		}
 	}()
-	if _, err := pump(ctx, log, src, prefetch, a.retry, handle); err != nil {
+	if _, err := pump(ctx, log, src, prefetch, a.retry, holdFor, handle); err != nil {
 		return err
 	}
 	return context.Cause(ctx)

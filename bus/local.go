@@ -112,7 +112,7 @@ func (l *Local) Consume(ctx context.Context, queue string, prefetch int, handle 
 			return nil
 		}
 		log := l.log.With(zap.String("queue", queue))
-		held, err := pump(ctx, log, &localSource{l, q}, prefetch, l.retry, handle)
+		held, err := pump(ctx, log, &localSource{l, q}, prefetch, l.retry, holdFor, handle)
 		returned := make([]*localMessage, len(held), len(held)+len(q.returned))
 		for i, d := range held {
 			returned[i] = d.from.(*localMessage)

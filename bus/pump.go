@@ -3,7 +3,6 @@ package bus
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,8 +13,8 @@ import (
 // go. It stays well under the 30 minutes after which RabbitMQ closes the channel.
 const holdFor = 15 * time.Minute
 
-// errHeld ends a consumer that has held messages for holdFor.
-var errHeld = fmt.Errorf("nobody took them for %v", holdFor)
+// errHeld ends a consumer that has held the same messages for too long.
+var errHeld = errors.New("its messages could not be taken for long; they are given back")
 
 // errUndecided stands for the error of a handler that returned none and yet
 // left deliveries undecided.
@@ -35,8 +34,8 @@ type source interface {
 
 // pump hands the deliveries of src to handle until ctx ends or settling fails.
 // At most prefetch deliveries are held. Those that handle does not decide are
-// kept and handed to it again; none is ever given back to be delivered at once.
-func pump(ctx context.Context, log *zap.Logger, src source, prefetch int, retry backoff, handle Handler) (held []*Delivery, err error) {
+// kept and handed to it again, for as long as hold; none is given back before.
+func pump(ctx context.Context, log *zap.Logger, src source, prefetch int, retry backoff, hold time.Duration, handle Handler) (held []*Delivery, err error) {
 	complaint := newComplaint(log)
 	var since time.Time // when the held ones were first left undecided
 	for ctx.Err() == nil {
@@ -87,7 +86,7 @@ func pump(ctx context.Context, log *zap.Logger, src source, prefetch int, retry 
 			since = time.Now()
 		}
 		complaint.say("messages can't be taken; they are kept and tried again", failure)
-		if time.Since(since) > holdFor {
+		if time.Since(since) > hold {
 			return held, errHeld
 		}
 		retry.wait(ctx)

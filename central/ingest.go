@@ -28,8 +28,8 @@ const (
 
 // IngestConfig is the part of central.yaml about the bus.
 type IngestConfig struct {
-	// Partitions is the number of queues, the same everywhere.
-	Partitions int `yaml:"partitions"`
+	// Partitions is the number of queues; the bus's configuration says it.
+	Partitions int `yaml:"-"`
 	// Prefetch is how many batches a queue may hand out before the first is
 	// acked: it bounds what central holds in memory.
 	Prefetch int `yaml:"prefetch"`
