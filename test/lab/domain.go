@@ -41,7 +41,7 @@ type GuestSpec struct {
 	// Disks are vda, vdb, … of a Linux guest (virtio) and hda, … of a KVM guest
 	// (IDE, at most four). Nil means one; empty and not nil means none.
 	Disks []Disk
-	// NICs is the number of virtio NICs; 0 means one, -1 means none.
+	// NICs is the number of virtio NICs, at most 8; 0 means one, -1 means none.
 	NICs int
 	// Name is the display name that Nova gives; Flavor, User, Project and Image
 	// are in its metadata too. The ids of user and project derive from the names,
@@ -88,6 +88,9 @@ func (s GuestSpec) withDefaults(number int) (GuestSpec, error) {
 	}
 	if s.NICs == 0 {
 		s.NICs = 1
+	}
+	if s.NICs > 8 {
+		return s, fmt.Errorf("%d NICs are too many: a guest has at most 8", s.NICs)
 	}
 	if s.Disks == nil {
 		s.Disks = []Disk{{}}

@@ -79,6 +79,7 @@ func TestSpecsThatCannotWorkAreRefused(t *testing.T) {
 		"an unknown mode":                {GuestSpec{Kind: KVM, Mode: "dance"}, "idle, burn, pulse, disk"},
 		"a mode for a Linux guest":       {GuestSpec{Mode: "burn"}, "Exec"},
 		"an unknown disk format":         {GuestSpec{Disks: []Disk{{Format: "vmdk"}}}, "raw and qcow2"},
+		"more NICs than it brings up":    {GuestSpec{NICs: 9}, "at most 8"},
 		"more disks than IDE has places": {GuestSpec{Kind: KVM, Disks: make([]Disk, 5)}, "at most 4"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/klauspost/compress/zstd"
 	"go.uber.org/zap"
 )
 
@@ -258,7 +259,16 @@ func readModule(ctx context.Context, path string) ([]byte, error) {
 	case ".xz":
 		return exec.CommandContext(ctx, "xz", "-dc", path).Output()
 	case ".zst":
-		return exec.CommandContext(ctx, "zstd", "-dcq", path).Output()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		d, err := zstd.NewReader(nil)
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		return d.DecodeAll(b, nil)
 	}
 	return os.ReadFile(path)
 }

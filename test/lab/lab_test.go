@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 func TestFoldersThatCannotWorkAreRefused(t *testing.T) {
@@ -232,6 +234,23 @@ func FuzzModuleDependencies(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		_, _ = dependencies(b)
 	})
+}
+
+func TestModulesAreReadHoweverTheyAreCompressed(t *testing.T) {
+	want := module(t, "virtio")
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"a.ko": want, "a.ko.zst": enc.EncodeAll(want, nil)} {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readModule(t.Context(), path); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: got %d bytes, %v, want %d", name, len(got), err, len(want))
+		}
+	}
 }
 
 func TestModulesOfADebianPackageComeAfterWhatTheyNeed(t *testing.T) {
