@@ -18,7 +18,7 @@ func TestDomainXML(t *testing.T) {
 		number int
 		spec   GuestSpec
 	}{
-		"a Linux guest has its kernel, a serial port and Nova's metadata": {
+		"a Linux guest has its kernel and the metadata of Nova": {
 			1, GuestSpec{},
 		},
 		"a Linux guest has the disks and NICs asked for": {
