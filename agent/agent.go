@@ -132,9 +132,6 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	var notes []string
 	a.plans, notes = makePlans(sources, cfg.QEMUInterval)
 	a.notes = append(a.notes, notes...)
-	if a.links == nil {
-		a.notes = append(a.notes, "network.* cannot be collected: there is no netlink socket")
-	}
 	switch {
 	case a.guest != nil:
 	case len(cfg.Libvirt) == 0:
@@ -282,9 +279,10 @@ func (a *Agent) allNotes() []string {
 	for _, f := range a.faults {
 		notes = append(notes, f)
 	}
-	var noWait, noIO, noSplit bool
-	for i, d := range a.order {
-		if i < len(a.usages) && d.fault == "" && d.origin != "" {
+	var noWait, noIO, noSplit, blind bool
+	for _, d := range a.order {
+		blind = blind || d.blind && d.def == nil
+		if d.fault == "" && d.origin != "" {
 			noSplit = noSplit || d.usage.has&(1<<iCPU) == 0
 			noWait = noWait || d.usage.has&(1<<iWait) == 0
 			noIO = noIO || d.usage.has&(1<<iDiskRead) == 0
@@ -298,6 +296,9 @@ func (a *Agent) allNotes() []string {
 	}
 	if noIO {
 		notes = append(notes, "disk.host.* cannot be collected: neither BPF nor /proc/PID/io of the QEMU processes may be read; run the agent with CAP_BPF and CAP_PERFMON")
+	}
+	if blind {
+		notes = append(notes, "network.* cannot be collected for domains that libvirt does not describe: the agent may not look into their QEMU processes for the tap devices (CAP_SYS_PTRACE)")
 	}
 	slices.Sort(notes)
 	return notes

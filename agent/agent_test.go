@@ -554,6 +554,28 @@ func TestLargeBatchesAreSplit(t *testing.T) {
 	}
 }
 
+func TestBatchesHoldNoMoreThanTheirIdsCanNumber(t *testing.T) {
+	w := newWorld(t, 0, nil)
+	task := w.task(false)
+	const rows = 4000
+	for range rows {
+		w.agent.row(task, &sample.Row{Resource: "r", Source: "openstack"}, usageCount+nicCount, 1)
+		for _, m := range usageMeters {
+			task.builder.Add(m.MeterRef, sample.Walk, sample.Uint(1))
+		}
+		for _, m := range nicMeters {
+			task.builder.Add(m.MeterRef, sample.RTNL, sample.Uint(1))
+		}
+	}
+	w.agent.flush(task, 1)
+	if n := len(w.agent.deliver.queue); n != 2 {
+		t.Errorf("%d batches, want 2", n)
+	}
+	if samples, _ := w.take(); len(samples) != rows*(usageCount+nicCount) {
+		t.Errorf("%d samples, want %d", len(samples), rows*(usageCount+nicCount))
+	}
+}
+
 func TestRunDeliversWhatIsLeft(t *testing.T) {
 	w := newWorld(t, 2, func(w *world) { w.cfg.Interval = minInterval })
 	ctx, cancel := context.WithCancel(t.Context())

@@ -112,6 +112,7 @@ func (d *delivery) addGap(g sample.Gap) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.metrics.gaps.Inc()
+	g.From = min(g.From, g.To) // the wall clock may have been set back
 	d.keepGaps(g)
 }
 
@@ -135,7 +136,7 @@ func (d *delivery) add(b *sample.Builder, base, from int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer b.Reset()
-	q := queued{after: time.Now().Add(d.delay), from: from, to: base, gaps: d.gaps, dropped: d.dropped}
+	q := queued{after: time.Now().Add(d.delay), from: min(from, base), to: base, gaps: d.gaps, dropped: d.dropped}
 	for _, g := range q.gaps {
 		b.Gap(g)
 	}

@@ -87,8 +87,9 @@ type domain struct {
 	nics       []nic
 	disks      []disk
 
-	good  int64  // µs since the epoch: last time the usage was read
+	sent  int64  // time of the last sample or gap of its usage, µs since the epoch
 	fault string // why it could not be read last time; empty: it could
+	blind bool   // without libvirt its NICs are not known, for lack of rights
 
 	requests [2]requestCount // of all disks, at the last two readings
 }
@@ -104,7 +105,8 @@ type nic struct {
 	lost   bool // the index was not there at the last reading
 	row    sample.Row
 	last   [nicCount]uint64
-	good   int64 // µs since the epoch: last time it was read
+	sent   int64  // time of the last sample or gap, µs since the epoch; 0: none
+	fault  string // why it could not be read last time; empty: it could
 }
 
 type disk struct {
@@ -112,7 +114,7 @@ type disk struct {
 	lives          int // how often its counters started at zero under this agent
 	row            sample.Row
 	last           [diskCount]uint64
-	good           int64 // µs since the epoch: last time it was read
+	sent           int64 // time of the last sample or gap, µs since the epoch
 }
 
 func newDomain(p *process, bootID string, now time.Time) *domain {

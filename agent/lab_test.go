@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,7 +143,7 @@ func startAgent(t *testing.T, l *lab.Lab, r *recorder) *Agent {
 	}
 	cfg := DefaultConfig()
 	cfg.Node, cfg.Polling, cfg.Spread, cfg.Socket = "lab", polling, false, filepath.Join(t.TempDir(), "agent.sock")
-	cfg.Libvirt = Sockets{l.ReadOnlySocket()}
+	cfg.Libvirt, cfg.LibvirtTimeout = Sockets{l.ReadOnlySocket()}, 2*time.Second
 	a, err := New(cfg, Deps{Log: log, Publisher: r, Usage: readers, Links: links, Notes: notes})
 	if err != nil {
 		t.Fatal(err)
@@ -345,6 +346,65 @@ func TestLab(t *testing.T) {
 			}
 			at = time.UnixMicro(s.Time)
 		}
+	})
+}
+
+func TestLabWhatHangs(t *testing.T) {
+	ctx := t.Context()
+	l := lab.Start(t, lab.Options{})
+	must(t, l.StartLibvirt(ctx))
+	stuck, err := l.StartGuest(ctx, lab.GuestSpec{Kind: lab.KVM})
+	must(t, err)
+	well, err := l.StartGuest(ctx, lab.GuestSpec{Kind: lab.KVM})
+	must(t, err)
+	r := newRecorder(t)
+	startAgent(t, l, r)
+	r.await(sample.DiskReadBytes, stuck.UUID+"-hda", time.Time{})
+	// stop stops a process, and returns what continues it.
+	stop := func(t *testing.T, pid int) func() {
+		must(t, syscall.Kill(pid, syscall.SIGSTOP))
+		return sync.OnceFunc(func() {
+			if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	// steady checks that nobody waits for what hangs.
+	steady := func(t *testing.T) {
+		t.Helper()
+		for range 5 {
+			at := time.Now()
+			for _, g := range []*lab.Guest{stuck, well} {
+				s := r.await(sample.CPUProcess, g.UUID, at)
+				if late := s.at.Sub(at); late > 3*time.Second {
+					t.Errorf("cpu.process of %s came after %s", g.Name, late)
+				}
+			}
+		}
+	}
+
+	t.Run("a QEMU that hangs costs its own disks only", func(t *testing.T) {
+		resume := stop(t, stuck.PID())
+		defer resume()
+		r.awaitGap(stuck.UUID+"-hda", "")
+		steady(t)
+		at := time.Now()
+		r.await(sample.DiskReadBytes, well.UUID+"-hda", at)
+		r.await(sample.DiskReadBytes, well.UUID+"-hda", time.Now())
+		resume()
+		r.await(sample.DiskReadBytes, stuck.UUID+"-hda", time.Now())
+	})
+
+	t.Run("a libvirtd that hangs costs what it would have said", func(t *testing.T) {
+		pid, err := l.LibvirtPID()
+		must(t, err)
+		resume := stop(t, pid)
+		defer resume()
+		r.awaitGap("*", "libvirt does not answer")
+		steady(t)
+		resume()
+		r.await(sample.DiskReadBytes, well.UUID+"-hda", time.Now())
+		r.await(sample.DiskReadBytes, stuck.UUID+"-hda", time.Now())
 	})
 }
 

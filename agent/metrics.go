@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/kvmeter/kvmeter/bpf"
 	"github.com/kvmeter/kvmeter/sample"
 )
 
@@ -24,6 +25,9 @@ type metrics struct {
 	duration      *prometheus.GaugeVec   // collector
 	success       *prometheus.GaugeVec   // collector
 	failures      *prometheus.CounterVec // collector
+
+	retries, readerHeld prometheus.Counter
+	reader              bpf.Stats // as last counted
 
 	heldUsage [usageCount]prometheus.Counter
 	heldNIC   [nicCount]prometheus.Counter
@@ -58,6 +62,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		duration:      gauges("collector_duration_seconds", "How long the collector's last run took.", "collector"),
 		success:       gauges("collector_success", "1 if the collector's last run succeeded.", "collector"),
 		failures:      counters("collector_failures_total", "Failed runs of the collector.", "collector"),
+		retries:       counter("reader_retries_total", "Processes read again because a thread had exited meanwhile."),
+		readerHeld:    counter("reader_held_total", "Processes of which the reader held a value so that it did not decrease."),
 	}
 	for i, meter := range usageMeters {
 		m.heldUsage[i] = m.held.WithLabelValues(meter.Name)
@@ -70,13 +76,21 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	for _, c := range []prometheus.Collector{
 		m.domains, m.samples, m.batches, m.dropped, m.gaps, m.held, m.skipped, m.queueBytes, m.queueBatches,
-		m.publishErrors, m.libvirt, m.duration, m.success, m.failures,
+		m.publishErrors, m.libvirt, m.duration, m.success, m.failures, m.retries, m.readerHeld,
 	} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+// countReader adds what the reader in use has counted since the last call. A
+// reader that took over starts from its own zero.
+func (m *metrics) countReader(s bpf.Stats) {
+	m.retries.Add(float64(s.Retries - min(s.Retries, m.reader.Retries)))
+	m.readerHeld.Add(float64(s.Held - min(s.Held, m.reader.Held)))
+	m.reader = s
 }
 
 // run is one collector's part of the metrics.

@@ -86,33 +86,67 @@ func (a *Agent) poll(ctx context.Context, t *task) {
 		if !d.ready {
 			continue
 		}
-		if want := t.usage & d.usage.has; want != 0 && d.fault == "" {
-			a.row(t, &d.row, usageCount, base)
-			for i, m := range usageMeters {
-				if want&(1<<i) != 0 {
-					t.builder.Add(m.MeterRef, d.origin, sample.Uint(d.usage.last[i]))
-				}
-			}
+		if t.usage != 0 {
+			a.emit(t, d, base)
 		}
 		for n := range d.nics {
-			k := &d.nics[n]
-			if t.nic == 0 || k.good != base {
-				continue
-			}
-			a.row(t, &k.row, nicCount, base)
-			for i, m := range nicMeters {
-				if t.nic&(1<<i) != 0 {
-					t.builder.Add(m.MeterRef, sample.RTNL, sample.Uint(k.last[i]))
-				}
+			if t.nic != 0 {
+				a.emitNIC(t, &d.nics[n], base)
 			}
 		}
 	}
 	a.flush(t, base)
 	t.last = base
+	a.metrics.libvirt.Set(0)
+	if a.guest != nil && a.guest.Err() == nil {
+		a.metrics.libvirt.Set(1)
+	}
 	if !a.noted {
 		a.noted = true
 		for _, n := range a.allNotes() {
 			a.log.Warn("not everything can be collected", zap.String("note", n))
+		}
+	}
+}
+
+// emit adds what the domain has used. A domain that could not be read is left
+// out whole, and recorded as a gap.
+func (a *Agent) emit(t *task, d *domain, base int64) {
+	if d.fault != "" {
+		a.deliver.addGap(sample.Gap{Meter: "*", Resource: d.uuid, From: orNow(d.sent, base), To: base, Reason: d.fault})
+		d.sent = base
+		return
+	}
+	want := t.usage & d.usage.has
+	if want == 0 {
+		return
+	}
+	d.sent = base
+	a.row(t, &d.row, usageCount, base)
+	for i, m := range usageMeters {
+		if want&(1<<i) != 0 {
+			t.builder.Add(m.MeterRef, d.origin, sample.Uint(d.usage.last[i]))
+		}
+	}
+}
+
+// emitNIC adds what went through a NIC. That a NIC was unplugged is recorded
+// once; nothing is missing from then on.
+func (a *Agent) emitNIC(t *task, k *nic, base int64) {
+	switch {
+	case k.fault != "":
+		a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.sent, base), To: base, Reason: k.fault})
+		k.sent = base
+	case k.lost && k.sent != 0:
+		a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: k.sent, To: base, Reason: "the host has no interface " + k.device + " any more"})
+		k.sent = 0
+	case !k.lost && k.index != 0:
+		k.sent = base
+		a.row(t, &k.row, nicCount, base)
+		for i, m := range nicMeters {
+			if t.nic&(1<<i) != 0 {
+				t.builder.Add(m.MeterRef, sample.RTNL, sample.Uint(k.last[i]))
+			}
 		}
 	}
 }
@@ -172,10 +206,7 @@ func (a *Agent) scan(now time.Time) error {
 // ended records what is lost with a domain whose process ended.
 func (a *Agent) ended(d *domain, now int64) {
 	a.log.Info("domain ended", zap.String("domain", d.uuid), zap.String("name", d.name), zap.Int("pid", d.pid))
-	from := d.good
-	if from == 0 {
-		from = now - time.Since(d.found).Microseconds()
-	}
+	from := orNow(d.sent, now-time.Since(d.found).Microseconds())
 	a.deliver.addGap(sample.Gap{Meter: "*", Resource: d.uuid, From: from, To: now, Reason: "the domain ended; what it used since its last sample is not counted"})
 }
 
@@ -210,7 +241,8 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	case a.guest != nil && isUUID(d.process.uuid) && now.Sub(d.found) < grace && a.guest.Err() == nil:
 		return
 	case !d.ready || now.Sub(d.defined) >= retryTaps || d.lostNIC(now):
-		taps := openTaps(a.proc, d.pid)
+		taps, ok := openTaps(a.proc, d.pid)
+		d.blind = !ok && len(d.taps) == 0
 		if len(taps) == 0 {
 			taps = d.taps
 		}
@@ -243,7 +275,7 @@ func (a *Agent) read(ctx context.Context, usage, links bool) time.Time {
 	}
 	if links && a.links != nil && len(a.order) > 0 {
 		start := time.Now()
-		err := a.readLinks(ctx, at.UnixMicro())
+		err := a.readLinks(ctx)
 		a.runs.links.done(start, err)
 	}
 	a.tell(at, usage && (links || a.links == nil))
@@ -266,25 +298,27 @@ func (a *Agent) readUsage(ctx context.Context, now int64) error {
 	}
 	if err != nil {
 		for _, d := range a.order {
-			a.failed(d, "no reader of CPU time answers: "+err.Error(), now)
+			a.failed(d, "no reader of CPU time answers: "+err.Error())
 		}
 		return err
 	}
-	origin := sample.Origin(a.readers[a.reader].Origin())
+	r := a.readers[a.reader]
+	a.metrics.countReader(r.Stats())
+	origin := sample.Origin(r.Origin())
 	gone := false
 	for i, d := range a.order {
 		u := &a.usages[i]
 		switch {
 		case u.Err == nil:
 			d.usage.advance(u, func(m int) { a.metrics.heldUsage[m].Inc() })
-			d.origin, d.good, d.fault, d.vcpus = origin, now, "", int(u.VCPUs)
+			d.origin, d.fault, d.vcpus = origin, "", int(u.VCPUs)
 		case errors.Is(u.Err, bpf.ErrGone), errors.Is(u.Err, bpf.ErrReused):
 			gone = true
 			a.scanner.forget(d.pid)
 			delete(a.domains, d.pid)
 			a.ended(d, now)
 		default:
-			a.failed(d, u.Err.Error(), now)
+			a.failed(d, u.Err.Error())
 		}
 	}
 	if gone {
@@ -299,18 +333,12 @@ func (a *Agent) readUsage(ctx context.Context, now int64) error {
 	return nil
 }
 
-// failed records that a domain could not be read.
-func (a *Agent) failed(d *domain, why string, now int64) {
+// failed notes that a domain could not be read.
+func (a *Agent) failed(d *domain, why string) {
 	if d.fault == "" {
 		a.log.Warn("domain skipped", zap.String("domain", d.uuid), zap.String("reason", why))
 	}
 	d.fault = why
-	from := d.good
-	if from == 0 {
-		from = now
-	}
-	a.deliver.addGap(sample.Gap{Meter: "*", Resource: d.uuid, From: from, To: now, Reason: why})
-	d.good = now
 }
 
 // changeReader notes which reader counts now.
@@ -332,43 +360,30 @@ func (a *Agent) fault(collector, what string) {
 }
 
 // readLinks reads the NICs of all domains.
-func (a *Agent) readLinks(ctx context.Context, now int64) error {
+func (a *Agent) readLinks(ctx context.Context) error {
 	table, err := a.links.Read(ctx, a.table[:0])
+	fault := ""
 	if err != nil {
-		a.fault("links", fmt.Sprintf("network.* cannot be collected (%v)", err))
-		for _, d := range a.order {
-			for i := range d.nics {
-				a.failedNIC(&d.nics[i], err.Error(), now)
-			}
-		}
-		return err
+		fault = err.Error()
+		a.fault("links", "network.* cannot be collected: "+fault)
+	} else {
+		a.table = table
+		delete(a.faults, "links")
 	}
-	a.table = table
-	delete(a.faults, "links")
 	for _, d := range a.order {
 		for i := range d.nics {
 			k := &d.nics[i]
-			l, ok := rtnl.Find(table, k.index)
-			if k.lost = !ok && k.index != 0; !ok {
-				if k.good != 0 {
-					a.failedNIC(k, "the host has no interface "+k.device, now)
-					k.good = 0
-				}
+			k.fault = fault
+			if err != nil || k.index == 0 {
 				continue
 			}
-			k.advance(l, a.metrics)
-			k.good = now
+			l, ok := rtnl.Find(table, k.index)
+			if k.lost = !ok; ok {
+				k.advance(l, a.metrics)
+			}
 		}
 	}
-	return nil
-}
-
-func (a *Agent) failedNIC(k *nic, why string, now int64) {
-	from := k.good
-	if from == 0 {
-		from = now
-	}
-	a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: from, To: now, Reason: why})
+	return err
 }
 
 // advance takes over the counters of the NIC's interface, in the guest's

@@ -264,15 +264,14 @@ func isUUID(s string) bool {
 	return true
 }
 
-// openTaps returns the tap devices whose queues a process holds open. It needs
-// the right to trace the process.
-func openTaps(proc string, pid int) []string {
+// openTaps returns the tap devices whose queues a process holds open. ok is
+// false without the right to look, which is that to trace the process.
+func openTaps(proc string, pid int) (taps []string, ok bool) {
 	dir := filepath.Join(proc, strconv.Itoa(pid))
 	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
 	if err != nil {
-		return nil
+		return nil, false
 	}
-	var taps []string
 	for _, fd := range fds {
 		if target, err := os.Readlink(filepath.Join(dir, "fd", fd.Name())); err != nil || target != "/dev/net/tun" {
 			continue
@@ -289,7 +288,7 @@ func openTaps(proc string, pid int) []string {
 			}
 		}
 	}
-	return taps
+	return taps, true
 }
 
 // bootID names this run of the kernel.

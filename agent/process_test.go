@@ -195,11 +195,11 @@ func TestOpenTaps(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, want := openTaps(p.dir, 9), []string{"tap1234-56"}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+	if got, ok := openTaps(p.dir, 9); !ok || !slices.Equal(got, []string{"tap1234-56"}) {
+		t.Errorf("got %v, %t; want tap1234-56, true", got, ok)
 	}
-	if got := openTaps(p.dir, 10); got != nil {
-		t.Errorf("got %v of a process that may not be looked into", got)
+	if got, ok := openTaps(p.dir, 10); ok || got != nil {
+		t.Errorf("got %v, %t of a process that may not be looked into", got, ok)
 	}
 }
 

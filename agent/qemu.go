@@ -76,8 +76,8 @@ func (a *Agent) pollGuest(ctx context.Context, t *task, d *domain, base int64) e
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.domains[d.pid] != d {
-		return nil // it ended meanwhile
+	if a.domains[d.pid] != d || ctx.Err() != nil {
+		return nil // it ended meanwhile, or the agent is being stopped
 	}
 	now := at.UnixMicro()
 	if err != nil {
@@ -86,8 +86,8 @@ func (a *Agent) pollGuest(ctx context.Context, t *task, d *domain, base int64) e
 		}
 		for i := range d.disks {
 			k := &d.disks[i]
-			a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.good, now), To: now, Reason: err.Error()})
-			k.good = now
+			a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.sent, now), To: now, Reason: err.Error()})
+			k.sent = now
 		}
 		return err
 	}
@@ -103,13 +103,13 @@ func (a *Agent) pollGuest(ctx context.Context, t *task, d *domain, base int64) e
 		stats := find(s.Disks, k.device)
 		if stats == nil {
 			if t.disk != 0 {
-				a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.good, now), To: now, Reason: "QEMU has no statistics of the disk"})
-				k.good = now
+				a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.sent, now), To: now, Reason: "QEMU has no statistics of the disk"})
+				k.sent = now
 			}
 			continue
 		}
 		d.advance(k, stats)
-		k.good = now
+		k.sent = now
 		total += stats.ReadRequests + stats.WriteRequests
 		r := k.row
 		r.Offset = now - base

@@ -362,8 +362,8 @@ func (c *Client) Stats(ctx context.Context, uuid string, cpu, disks bool) (colle
 		err   error
 	}
 	result := make(chan answer, 1)
-	c.setStuck(uuid, true)
 	err = k.call(ctx, func() error {
+		c.setStuck(uuid, true)
 		defer c.setStuck(uuid, false)
 		s, err := k.ConnectGetAllDomainStats([]golibvirt.Domain{{UUID: id, Name: uuid, ID: -1}}, uint32(groups),
 			uint32(golibvirt.ConnectGetAllDomainsStatsNowait))
