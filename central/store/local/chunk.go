@@ -316,11 +316,16 @@ func (b *batchInfo) append(dst []byte) []byte {
 	return dst
 }
 
-func (b *batchInfo) decode(src []byte) error {
-	r := reader{src: src}
+// decodeHead reads the first fields.
+func (b *batchInfo) decodeHead(r *reader) {
 	r.version()
 	copy(b.id[:], r.bytes(16))
 	b.recorded = r.varint()
+}
+
+func (b *batchInfo) decode(src []byte) error {
+	r := reader{src: src}
+	b.decodeHead(&r)
 	b.from = r.varint()
 	b.to = b.from + int64(r.uvarint())
 	b.resources = b.resources[:0]

@@ -34,7 +34,7 @@ type view struct {
 
 	part      chunkPart // decoded last
 	chunk     chunk
-	infos     map[uint64]*batchInfo
+	infos     map[uint64]batchHead
 	documents map[uint32]*store.Document
 }
 
@@ -81,7 +81,7 @@ func (p *point) before(o *point) int {
 
 // view begins a query. The snapshot says which of the heads' batches it has.
 func (s *Store) view(ctx context.Context) (*view, error) {
-	v := &view{ctx: ctx, s: s, infos: map[uint64]*batchInfo{}, documents: map[uint32]*store.Document{}}
+	v := &view{ctx: ctx, s: s, infos: map[uint64]batchHead{}, documents: map[uint32]*store.Document{}}
 	s.flip.RLock()
 	s.mu.RLock()
 	if s.frozen != nil {
@@ -248,29 +248,55 @@ func (v *view) eachChunk(d day, m, resource uint32, from, to int64, each func(va
 	return v.chunks.Error()
 }
 
-// batch returns what is kept of a flushed point's batch.
-func (v *view) batch(p *point) (*batchInfo, error) {
-	if info := v.infos[p.seq]; info != nil {
-		return info, nil
+// batchHead is what samples show of their batch.
+type batchHead struct {
+	id       sample.BatchID
+	recorded int64
+}
+
+// batch returns what a flushed point shows of its batch.
+func (v *view) batch(p *point) (batchHead, error) {
+	if head, ok := v.infos[p.seq]; ok {
+		return head, nil
+	}
+	value, err := v.batchValue(dayOf(p.time), p.node, p.seq)
+	if err != nil {
+		return batchHead{}, err
+	}
+	var info batchInfo
+	r := reader{src: value}
+	info.decodeHead(&r)
+	if r.err != nil {
+		return batchHead{}, r.done("batch")
 	}
 	if len(v.infos) > 1<<14 {
 		clear(v.infos)
 	}
-	info, err := v.batchAt(dayOf(p.time), p.node, p.seq)
-	if err == nil {
-		v.infos[p.seq] = info
-	}
-	return info, err
+	head := batchHead{info.id, info.recorded}
+	v.infos[p.seq] = head
+	return head, nil
 }
 
-func (v *view) batchAt(d day, node uint32, seq uint64) (*batchInfo, error) {
+// batchValue reads the record of a batch. Often it is the neighbour of the one
+// that was read last.
+func (v *view) batchValue(d day, node uint32, seq uint64) ([]byte, error) {
+	it := v.batches
 	v.key = batchKey(v.key[:0], d, node, seq)
-	if !v.batches.SeekGE(v.key) || !bytes.Equal(v.batches.Key(), v.key) {
-		return nil, errors.Join(fmt.Errorf("read batch %d: %w: it is missing", seq, errCorrupt), v.batches.Error())
+	found := it.Valid() && it.Prev() && bytes.Equal(it.Key(), v.key)
+	if !found && (!it.SeekGE(v.key) || !bytes.Equal(it.Key(), v.key)) {
+		return nil, errors.Join(fmt.Errorf("read batch %d: %w: it is missing", seq, errCorrupt), it.Error())
 	}
-	value, err := v.batches.ValueAndErr()
+	value, err := it.ValueAndErr()
 	if err != nil {
 		return nil, fmt.Errorf("read batch: %w", err)
+	}
+	return value, nil
+}
+
+func (v *view) batchInfo(d day, node uint32, seq uint64) (*batchInfo, error) {
+	value, err := v.batchValue(d, node, seq)
+	if err != nil {
+		return nil, err
 	}
 	info := &batchInfo{}
 	return info, info.decode(value)
@@ -419,7 +445,7 @@ func (v *view) findDerived(id sample.BatchID, index uint32, add func(*meter, *po
 		if !v.hasDay(d) {
 			continue
 		}
-		info, err := v.batchAt(d, where.node, where.seq)
+		info, err := v.batchInfo(d, where.node, where.seq)
 		if err != nil {
 			return err
 		}

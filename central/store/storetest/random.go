@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -19,9 +20,9 @@ import (
 // testRandom feeds the engine and the reference with the same batches and
 // asks both the same questions.
 func testRandom(t *testing.T, f *fixture) {
-	rounds := 12
+	rounds := 6
 	if testing.Short() {
-		rounds = 3
+		rounds = 2
 	}
 	for seed := range uint64(rounds) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
@@ -40,7 +41,7 @@ func testRandom(t *testing.T, f *fixture) {
 				}
 			}
 			f.everywhere(t, func(t *testing.T) {
-				for range 25 {
+				for range 20 {
 					ask(t, f.Store, reference, g)
 				}
 			})
@@ -72,7 +73,8 @@ func ask(t *testing.T, s, reference store.Store, g *generator) {
 	ctx := context.Background()
 	filter := g.filter(3)
 	got, want := collect(t, s, filter), collect(t, reference, filter)
-	if diff := cmp.Diff(want, got, emptyBytes); diff != "" {
+	if !slices.EqualFunc(got, want, sameSample) {
+		diff := cmp.Diff(want, got, emptyBytes)
 		t.Fatalf("samples %s:\ngot (+) is not what is wanted (-):\n%s", describe(filter), diff)
 	}
 	if all := collect(t, reference, store.Filter{}); len(all) > 0 {
@@ -118,6 +120,13 @@ func ask(t *testing.T, s, reference store.Store, g *generator) {
 	if diff := cmp.Diff(wantGaps, gaps); diff != "" {
 		t.Fatalf("gaps:\ngot (+) is not what is wanted (-):\n%s", diff)
 	}
+}
+
+// sameSample is much faster than cmp.
+func sameSample(a, b store.Sample) bool {
+	metadata := string(a.Metadata) == string(b.Metadata)
+	a.Metadata, b.Metadata = nil, nil
+	return metadata && reflect.DeepEqual(a, b)
 }
 
 // sameStatistics allows sums to differ by what float64 rounds away.

@@ -151,9 +151,16 @@ func received(seq uint64, ids []string, samples ...sample.Sample) store.Received
 	return seal(b)
 }
 
+// encoder makes one encoder for all tests: it is large.
+var encoder = sync.OnceValues(sample.NewEncoder)
+
+var encoding sync.Mutex
+
 // seal encodes the batch.
 func seal(b *sample.Batch) store.Received {
-	enc, err := sample.NewEncoder()
+	encoding.Lock()
+	defer encoding.Unlock()
+	enc, err := encoder()
 	if err != nil {
 		panic(err)
 	}

@@ -1,0 +1,301 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// fleet makes the batches of nodes with domains, each domain with twenty
+// meters, every ten seconds. It reuses its memory.
+type fleet struct {
+	*rand.Rand
+	enc     *sample.Encoder
+	nodes   []*fleetNode
+	now     int64 // of the current tick
+	next    int   // node
+	columns []fleetColumn
+}
+
+type fleetNode struct {
+	batch  sample.Batch
+	offset int64
+	body   []byte
+	state  [][]float64 // by column and domain
+}
+
+type fleetColumn struct {
+	ref  sample.MeterRef
+	tag  sample.Tag
+	step func(f *fleet, last float64) float64
+}
+
+const (
+	fleetStep  = 10 * int64(1e6)
+	fleetStart = int64(1767225600) * 1e6 // 2026-01-01
+)
+
+func newFleet(tb testing.TB, nodes, domains int) *fleet {
+	enc, err := sample.NewEncoder()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f := &fleet{Rand: rand.New(rand.NewPCG(1, 2)), enc: enc, now: fleetStart}
+	add := func(n int, name string, kind sample.Kind, unit string, tag sample.Tag, step func(*fleet, float64) float64) {
+		for i := range n {
+			f.columns = append(f.columns, fleetColumn{sample.MeterRef{Name: fmt.Sprint(name, i), Kind: kind, Unit: unit}, tag, step})
+		}
+	}
+	add(1, "cpu", sample.Cumulative, "ns", sample.U64, func(f *fleet, v float64) float64 { return v + float64(f.Int64N(8e9)) })
+	add(4, "bytes", sample.Cumulative, "B", sample.U64, func(f *fleet, v float64) float64 { return v + 4096*float64(f.IntN(5000)) })
+	add(5, "idle", sample.Cumulative, "request", sample.U64, func(f *fleet, v float64) float64 {
+		if f.IntN(50) > 0 {
+			return v
+		}
+		return v + float64(f.IntN(100))
+	})
+	add(4, "gauge", sample.Gauge, "MB", sample.U64, func(f *fleet, v float64) float64 {
+		if f.IntN(5) > 0 {
+			return v
+		}
+		return max(0, v+float64(f.IntN(21))-10)
+	})
+	add(2, "percent", sample.Gauge, "%", sample.F64, func(f *fleet, _ float64) float64 { return float64(f.IntN(10000)) / 100 })
+	add(2, "double", sample.Gauge, "W", sample.F64, func(f *fleet, _ float64) float64 { return 100 + 50*f.Float64() })
+	add(2, "constant", sample.Gauge, "vcpu", sample.U64, func(_ *fleet, v float64) float64 { return v })
+	for n := range nodes {
+		node := &fleetNode{offset: f.Int64N(fleetStep)}
+		b := &node.batch
+		b.Node, b.Epoch = fmt.Sprintf("compute-%04d", n), f.Uint64()
+		full := make([]byte, (domains+7)/8)
+		for d := range domains {
+			full[d/8] |= 1 << (d % 8)
+			b.Rows = append(b.Rows, sample.Row{
+				Resource: fmt.Sprintf("%08x-%04x-4%03x-a%03x-%012x", f.Uint32(), f.IntN(1<<16), f.IntN(1<<12), f.IntN(1<<12), f.Int64N(1<<48)),
+				Source:   "openstack", Project: fmt.Sprintf("%032x", n*domains/50), User: fmt.Sprintf("%032x", d),
+				Incarnation: sample.Incarnation(f.Uint64()), Metadata: fleetMetadata(f, n, d),
+			})
+		}
+		for i := range f.columns {
+			c := &f.columns[i]
+			b.Meters = append(b.Meters, c.ref)
+			b.Columns = append(b.Columns, sample.Column{Meter: i, Origin: sample.Walk, Tag: c.tag, Bitmap: full, Values: make([]uint64, domains)})
+			state := make([]float64, domains)
+			for d := range state {
+				state[d] = float64(f.IntN(1 << 20))
+			}
+			node.state = append(node.state, state)
+		}
+		f.nodes = append(f.nodes, node)
+	}
+	return f
+}
+
+// fleetMetadata is some 640 bytes of JSON as Nova's domains have it.
+func fleetMetadata(f *fleet, n, d int) []byte {
+	return fmt.Appendf(nil, `{"display_name":"web-%d-%d","name":"instance-%08x","host":"%064x","instance_id":"%032x","flavor":{"id":"%d","name":"m1.size%d",`+
+		`"vcpus":%d,"ram":%d,"disk":%d,"ephemeral":0,"swap":0},"status":"active","state":"running","task_state":"","image":{"id":"%032x","name":"debian-12"},`+
+		`"image_ref":"%032x","architecture":"x86_64","OS-EXT-SRV-ATTR:host":"compute-%04d","vcpus":%d,"memory_mb":%d,"disk_gb":%d,"root_gb":%d,"ephemeral_gb":0}`,
+		n, d, n*100+d, f.Uint64(), f.Uint64(), d%8, d%8, 1<<(d%4), 2048<<(d%4), 20*(d%8), d%5, d%5, n, 1<<(d%4), 2048<<(d%4), 20*(d%8), 20*(d%8))
+}
+
+// batch makes the next batch. It is good until the node's next one.
+func (f *fleet) batch(tb testing.TB) store.Received {
+	node := f.nodes[f.next]
+	if f.next++; f.next == len(f.nodes) {
+		f.next = 0
+		defer func() { f.now += fleetStep }()
+	}
+	b := &node.batch
+	b.Base = f.now + node.offset
+	b.ID = sample.NewBatchID(time.UnixMicro(b.Base))
+	b.Seq++
+	for d := range b.Rows {
+		b.Rows[d].Offset = int64(d)*200 + f.Int64N(500)
+	}
+	for i := range f.columns {
+		state, values := node.state[i], b.Columns[i].Values
+		for d := range state {
+			state[d] = f.columns[i].step(f, state[d])
+			if f.columns[i].tag == sample.F64 {
+				values[d] = sample.Float(state[d]).Bits
+			} else {
+				values[d] = uint64(state[d])
+			}
+		}
+	}
+	var err error
+	if node.body, err = f.enc.Encode(node.body[:0], b); err != nil {
+		tb.Fatal(err)
+	}
+	return store.Received{Body: node.body, Batch: b}
+}
+
+// cpuTime returns the process's user and system time, and that of the thread.
+func cpuTime(tb testing.TB) (process, thread time.Duration) {
+	var p, t unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &p); err != nil {
+		tb.Fatal(err)
+	}
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &t); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(p.Utime.Nano() + p.Stime.Nano()), time.Duration(t.Utime.Nano() + t.Stime.Nano())
+}
+
+// ingest appends samples in commits of 10,000 and returns the store's CPU time,
+// without that of making the batches.
+func ingest(tb testing.TB, s *Store, f *fleet, samples int) time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	start, _ := cpuTime(tb)
+	var making time.Duration
+	group := make([]store.Received, 10)
+	for n := 0; n < samples; {
+		_, before := cpuTime(tb)
+		for i := range group {
+			group[i] = f.batch(tb)
+			n += group[i].Batch.Len()
+		}
+		_, after := cpuTime(tb)
+		making += after - before
+		if _, err := s.Append(context.Background(), group); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	end, _ := cpuTime(tb)
+	return end - start - making
+}
+
+// settle flushes and compacts, so that the folder holds what rests.
+func settle(tb testing.TB, s *Store) {
+	if err := s.Flush(context.Background()); err != nil {
+		tb.Fatal(err)
+	}
+	if err := s.db.Flush(); err != nil {
+		tb.Fatal(err)
+	}
+	if err := s.db.Compact(context.Background(), []byte{0}, []byte{0xff}, false); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func diskBytes(tb testing.TB, dir string) (n int64) {
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			if info, err := d.Info(); err == nil {
+				n += info.Size()
+			}
+		}
+		return err
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return n
+}
+
+// benchSamples is how many samples a benchmark stores; KVMETER_BENCH_SAMPLES
+// sets it, 20000000 is the size that published figures are of.
+func benchSamples(tb testing.TB) int {
+	if v := os.Getenv("KVMETER_BENCH_SAMPLES"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return n
+	}
+	return 5_000_000
+}
+
+// BenchmarkAppend stores samples of 100 nodes with 50 domains each and prints
+// the CPU time a sample, flushes and compactions included, and the bytes a
+// sample at rest. One operation is one sample.
+func BenchmarkAppend(b *testing.B) {
+	b.ReportAllocs()
+	n := max(b.N, benchSamples(b))
+	dir := b.TempDir()
+	s, err := Open(dir, Options{MinFree: 1, Retention: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	f := newFleet(b, 100, 50)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	start := time.Now()
+	cpu := ingest(b, s, f, n)
+	wall := time.Since(start)
+	runtime.ReadMemStats(&after)
+	started, _ := cpuTime(b)
+	settle(b, s)
+	ended, _ := cpuTime(b)
+	b.StopTimer()
+	cpu += ended - started
+	// A restart drops Pebble's spare log files.
+	for range 2 {
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+		if s, err = Open(dir, Options{MinFree: 1, Retention: -1}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(cpu.Nanoseconds())/float64(n), "cpu-ns/sample")
+	b.ReportMetric(float64(diskBytes(b, dir))/float64(n), "B/sample")
+	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/float64(n), "allocs/sample")
+	b.ReportMetric(float64(wall.Nanoseconds())/float64(n), "wall-ns/sample")
+}
+
+// BenchmarkNewest100 lists the newest 100 samples of one series after another.
+func BenchmarkNewest100(b *testing.B) {
+	for name, settled := range map[string]bool{"head and chunks": false, "chunks only": true} {
+		b.Run(name, func(b *testing.B) {
+			s, err := Open(b.TempDir(), Options{MinFree: 1, Retention: -1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			f := newFleet(b, 100, 50)
+			ingest(b, s, f, benchSamples(b)/2)
+			if err := s.Flush(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+			ingest(b, s, f, benchSamples(b)/2)
+			if settled {
+				settle(b, s)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				node := f.nodes[i%len(f.nodes)]
+				filter := store.And(
+					store.Where(store.FieldMeter, store.Eq, f.columns[i%len(f.columns)].ref.Name),
+					store.Where(store.FieldResource, store.Eq, node.batch.Rows[i%len(node.batch.Rows)].Resource),
+				)
+				n := 0
+				if err := s.Samples(context.Background(), filter, func(store.Sample) bool {
+					n++
+					return n < 100
+				}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
