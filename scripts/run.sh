@@ -28,11 +28,12 @@ if [ "$DEMO" != 0 ] && ! pgrep -f '^[^ ]*qemu[^ ]* .*-uuid ' >/dev/null; then
   echo "This host has no domain: booting $VMS demo guests under a libvirtd of their own (DEMO=0 leaves that out)."
   lab=$dir/lab
   mkdir "$lab"
-  HOME=$HOME $sudo "$bin/lab" --dir "$lab" up --vms 0 >"$dir/lab.log" 2>&1 || { cat "$dir/lab.log" >&2; exit 1; }
+  $sudo "$bin/lab" --dir "$lab" up --vms 0 >"$dir/lab.log" 2>&1 || { cat "$dir/lab.log" >&2; exit 1; }
   flags+=(--libvirt "$lab/run/libvirt-sock-ro")
 fi
 
-$sudo "$bin/kvmeter" up "${flags[@]}" >"$dir/up.log" 2>&1 &
+# Demo guests are there to be looked at, so their QEMUs may be asked often.
+$sudo env ${lab:+KVMETER_AGENT__QEMU_INTERVAL=2s} "$bin/kvmeter" up "${flags[@]}" >"$dir/up.log" 2>&1 &
 up=$!
 for _ in $(seq 100); do
   "$bin/kvmeter" meter-list -l 1 >/dev/null 2>&1 && break
@@ -53,7 +54,7 @@ kvmeter's API answers at http://127.0.0.1:8777. In another terminal, try:
 TXT
 if [ -t 1 ]; then
   sleep 2
-  "$bin/kvmeter" top --socket "$dir/run/agent.sock"
+  $sudo "$bin/kvmeter" top --socket "$dir/run/agent.sock"
 else
-  "$bin/kvmeter" top --socket "$dir/run/agent.sock" -n "${SNAPSHOTS:-10}"
+  $sudo "$bin/kvmeter" top --socket "$dir/run/agent.sock" -n "${SNAPSHOTS:-10}"
 fi
