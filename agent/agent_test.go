@@ -60,8 +60,9 @@ func (f *fakeReader) set(pid int, u bpf.Usage) {
 	f.usage[pid] = u
 }
 
-// fakeLinks has the interface tapN at index N.
+// fakeLinks has the interface tapN at index N+shift.
 type fakeLinks struct {
+	shift int
 	table []rtnl.Link // sorted by index
 	err   error
 }
@@ -75,7 +76,7 @@ func (f *fakeLinks) Index(name string) (int, error) {
 	if _, err := fmt.Sscanf(name, "tap%d", &i); err != nil {
 		return 0, rtnl.ErrNoLink
 	}
-	return i, nil
+	return i + f.shift, nil
 }
 
 // fakeGuests is a libvirt.
@@ -312,8 +313,16 @@ func TestADomainThatEnds(t *testing.T) {
 			old, _ := w.poll(task)
 			end(w)
 			samples, gaps := w.poll(task)
-			if len(gaps) != 1 || gaps[0].Resource != guestUUID(2) || !strings.Contains(gaps[0].Reason, "ended") || gaps[0].From != old[0].Time {
-				t.Errorf("gaps %+v", gaps)
+			var lost []string
+			for _, g := range gaps {
+				lost = append(lost, g.Resource)
+				// The disk was never read; all the others were, at the first poll.
+				if !strings.Contains(g.Reason, "ended") || g.From != old[0].Time && !strings.HasSuffix(g.Resource, "vda") {
+					t.Errorf("gap %+v", g)
+				}
+			}
+			if diff := cmp.Diff([]string{"nic2", guestUUID(2) + "-vda", guestUUID(2)}, lost); diff != "" {
+				t.Errorf("gaps of (-want +got):\n%s", diff)
 			}
 			got := brief(samples, "cpu")
 			if diff := cmp.Diff([]string{"1 cpu 1000000000"}, got); diff != "" {
@@ -334,6 +343,54 @@ func TestADomainThatEnds(t *testing.T) {
 				t.Errorf("before %+v\nafter %+v", a, b)
 			}
 		})
+	}
+}
+
+func TestADeviceThatIsUnpluggedIsAGap(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	task := w.task(false)
+	old, _ := w.poll(task)
+	def := *w.guests.defs[guestUUID(1)]
+	def.NICs = nil
+	w.guests.defs = map[string]*collectors.Definition{guestUUID(1): &def}
+	samples, gaps := w.poll(task)
+	if got := brief(samples, "cpu", "network.incoming.bytes"); len(got) != 1 {
+		t.Errorf("samples %v, want cpu only", got)
+	}
+	if len(gaps) != 1 || gaps[0].Resource != "nic1" || gaps[0].From != old[0].Time || !strings.Contains(gaps[0].Reason, "removed") {
+		t.Errorf("gaps %+v", gaps)
+	}
+	if _, gaps = w.poll(task); len(gaps) != 0 {
+		t.Errorf("gaps %+v again", gaps)
+	}
+}
+
+func TestAnInterfaceThatIsMadeAnewIsAnotherNIC(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	task := w.task(false)
+	old, _ := w.poll(task)
+	w.links.table = nil // the tap is gone before libvirt says so
+	samples, gaps := w.poll(task)
+	if got := brief(samples, "network.incoming.bytes"); len(got) != 0 {
+		t.Errorf("samples %v", got)
+	}
+	if len(gaps) != 1 || gaps[0].Resource != "nic1" || gaps[0].From != old[0].Time {
+		t.Errorf("gaps %+v", gaps)
+	}
+	if _, gaps = w.poll(task); len(gaps) != 0 {
+		t.Errorf("gaps %+v again", gaps)
+	}
+	w.links.table, w.links.shift = []rtnl.Link{{Index: 8, TxBytes: 3}}, 7
+	samples, _ = w.poll(task)
+	find := func(ss []sample.Sample) sample.Sample {
+		i := slices.IndexFunc(ss, func(s sample.Sample) bool { return s.Name == "network.incoming.bytes" })
+		if i < 0 {
+			t.Fatal("no sample of the NIC")
+		}
+		return ss[i]
+	}
+	if a, b := find(old), find(samples); a.Incarnation == b.Incarnation || b.Volume != sample.Uint(3) {
+		t.Errorf("before %+v\nafter %+v", a, b)
 	}
 }
 

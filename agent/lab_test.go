@@ -247,12 +247,17 @@ func TestLab(t *testing.T) {
 			want     uint64
 		}
 		counters := []counter{
-			{sample.DiskWriteRequests, vda, 512}, {sample.DiskWriteBytes, vda, 512 * 65536},
-			{sample.DiskReadRequests, vda, 1000}, {sample.DiskReadBytes, vda, 1000 * 4096},
+			{sample.DiskWriteRequests, vda, 512},
+			{sample.DiskWriteBytes, vda, 512 * 65536},
+			{sample.DiskReadRequests, vda, 1000},
+			{sample.DiskReadBytes, vda, 1000 * 4096},
 			{sample.DiskFlushRequests, vda, 1},
-			{sample.DiskWriteRequests, vdb, 16}, {sample.DiskWriteBytes, vdb, 16 * 4096},
-			{sample.NetOutPackets, nic, 2000}, {sample.NetOutBytes, nic, 2000 * 142},
-			{sample.NetInPackets, nic, 2000}, {sample.NetInBytes, nic, 2000 * 142},
+			{sample.DiskWriteRequests, vdb, 16},
+			{sample.DiskWriteBytes, vdb, 16 * 4096},
+			{sample.NetOutPackets, nic, 2000},
+			{sample.NetOutBytes, nic, 2000 * 142},
+			{sample.NetInPackets, nic, 2000},
+			{sample.NetInBytes, nic, 2000 * 142},
 		}
 		read := func() (all []uint64) {
 			at := time.Now()

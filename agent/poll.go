@@ -206,8 +206,43 @@ func (a *Agent) scan(now time.Time) error {
 // ended records what is lost with a domain whose process ended.
 func (a *Agent) ended(d *domain, now int64) {
 	a.log.Info("domain ended", zap.String("domain", d.uuid), zap.String("name", d.name), zap.Int("pid", d.pid))
-	from := orNow(d.sent, now-time.Since(d.found).Microseconds())
-	a.deliver.addGap(sample.Gap{Meter: "*", Resource: d.uuid, From: from, To: now, Reason: "the domain ended; what it used since its last sample is not counted"})
+	lost := a.devices(d)
+	a.lost(append(lost, device{d.uuid, d.sent}), d, now, "the domain ended; what it used since its last sample is not counted")
+}
+
+// device is a NIC or a disk, and when it was last sampled.
+type device struct {
+	resource string
+	sent     int64 // µs since the epoch; 0: never
+}
+
+// devices returns the NICs and disks of a domain that are polled.
+func (a *Agent) devices(d *domain) []device {
+	var nics, disks bool
+	for _, p := range a.plans {
+		nics = nics || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "nic" })
+		disks = disks || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "disk" })
+	}
+	var all []device
+	for i := range d.nics {
+		if k := &d.nics[i]; nics && k.index != 0 && !k.lost {
+			all = append(all, device{k.row.Resource, k.sent})
+		}
+	}
+	for i := range d.disks {
+		if disks {
+			all = append(all, device{d.disks[i].row.Resource, d.disks[i].sent})
+		}
+	}
+	return all
+}
+
+// lost records that the counters of some of a domain's resources are gone.
+func (a *Agent) lost(devices []device, d *domain, now int64, why string) {
+	found := now - time.Since(d.found).Microseconds()
+	for _, k := range devices {
+		a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.resource, From: orNow(k.sent, found), To: now, Reason: why})
+	}
 }
 
 func (a *Agent) setOrder(ds []*domain) {
@@ -229,26 +264,35 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	if a.guest != nil {
 		def = a.guest.Definitions()[d.uuid]
 	}
+	var taps []string
 	switch {
 	case def != nil:
-		if def != d.def || d.lostNIC(now) {
-			d.define(now, def, a.cfg.Source, a.cfg.Node, nil, a.index)
+		if def == d.def && !d.lostNIC(now) {
+			return
 		}
 	case d.def != nil: // libvirt forgot it or is away: what it said holds
-		if d.lostNIC(now) {
-			d.define(now, d.def, a.cfg.Source, a.cfg.Node, nil, a.index)
+		if !d.lostNIC(now) {
+			return
 		}
+		def = d.def
 	case a.guest != nil && isUUID(d.process.uuid) && now.Sub(d.found) < grace && a.guest.Err() == nil:
 		return
 	case !d.ready || now.Sub(d.defined) >= retryTaps || d.lostNIC(now):
-		taps, ok := openTaps(a.proc, d.pid)
+		var ok bool
+		taps, ok = openTaps(a.proc, d.pid)
 		d.blind = !ok && len(d.taps) == 0
 		if len(taps) == 0 {
 			taps = d.taps
 		}
-		d.define(now, nil, a.cfg.Source, a.cfg.Node, taps, a.index)
+	default:
+		return
 	}
+	before := a.devices(d)
+	d.define(now, def, a.cfg.Source, a.cfg.Node, taps, a.index)
 	d.ready = true
+	after := a.devices(d)
+	gone := slices.DeleteFunc(before, func(k device) bool { return slices.Contains(after, k) })
+	a.lost(gone, d, time.Now().UnixMicro(), "the device was removed; what went through it since its last sample is not counted")
 }
 
 // index returns the index of the host's interface of that name, or 0.
