@@ -14,7 +14,7 @@ LAB   := ./bin/lab
 FILES  = git ls-files -co --exclude-standard '*.go' ':!gen/'
 
 # What each kind of work needs from Debian or Ubuntu.
-PACKAGES_LAB      := qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu busybox-static cpio binutils iproute2 procps
+PACKAGES_LAB      := libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils gcc libc6-dev binutils xz-utils iproute2 procps
 PACKAGES_GENERATE := clang-14 llvm-14 libbpf-dev clang-format-14
 PACKAGES_TEST     := $(PACKAGES_LAB) $(PACKAGES_GENERATE) rabbitmq-server git
 
