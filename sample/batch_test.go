@@ -144,7 +144,8 @@ func body(t *testing.T, replace map[int]any, more ...any) []byte {
 		[]any{[]any{"cpu", "cumulative", "ns"}},
 		[]any{[]any{"r", int64(0), uint64(1), "openstack", "p", "u", []byte("{}")}},
 		[]any{[]any{uint64(0), "walk", uint64(0), []byte{1}, []any{uint64(5)}}},
-		nil, []any{},
+		nil,
+		[]any{},
 	}
 	for i, v := range replace {
 		elements[i] = v

@@ -87,9 +87,9 @@ type Meter struct {
 // Resource is what samples were taken of.
 type Resource struct {
 	ID                    string
-	Source, Project, User string // of the newest sample
-	Metadata              []byte // of the newest sample; a JSON object, or empty
-	First, Last           int64  // times of the oldest and newest sample that match
+	Source, Project, User string   // of the newest sample
+	Metadata              []byte   // of the newest sample; a JSON object, or empty
+	First, Last           int64    // times of the oldest and newest sample that match
 	Meters                []string // names of all its meters, sorted
 }
 
