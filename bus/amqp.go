@@ -33,11 +33,13 @@ type Config struct {
 	// TLSCA is a file of certificates that may have signed the broker's; empty:
 	// those that the system trusts.
 	TLSCA string `yaml:"tls_ca"`
-	// TLSCert and TLSKey are files of the certificate that this program shows
-	// the broker and of its key; empty: none.
+	// TLSCert is the file of the certificate that this program shows the
+	// broker; empty: none.
 	TLSCert string `yaml:"tls_cert"`
-	TLSKey  string `yaml:"tls_key"`
-	// Partitions is the number of samples and store queues, the same everywhere.
+	// TLSKey is the file of that certificate's key.
+	TLSKey string `yaml:"tls_key"`
+	// Partitions is the number of queues that the samples of all nodes are spread
+	// over: the same for agents, notifiers and central.
 	Partitions int `yaml:"partitions"`
 }
 

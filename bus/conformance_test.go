@@ -318,8 +318,15 @@ func conform(t *testing.T, open func(t *testing.T) (wire, func() []dead)) {
 		})
 		stop = consume(t, w, queue, 10, second.handle)
 		wait()
-		for len(second.more) == 0 {
-			time.Sleep(time.Millisecond)
+		for n, deadline := 0, time.After(60*time.Second); n < len(ids); {
+			select {
+			case <-second.more:
+			case <-deadline:
+				t.Fatalf("%d deliveries, want %d", n, len(ids))
+			}
+			second.mu.Lock()
+			n = len(second.got)
+			second.mu.Unlock()
 		}
 		stop()
 		if diff := cmp.Diff(ids, got); diff != "" {
