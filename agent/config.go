@@ -39,9 +39,9 @@ type Config struct {
 	// KeyFile holds the secret that signs batches; at least 16 bytes. Empty:
 	// they are not signed, and taken only where that is allowed.
 	KeyFile string `yaml:"key_file"`
-	// Partitions is how many queues the samples of all nodes are spread over:
-	// the same number for agents and notifiers.
-	Partitions int `yaml:"partitions"`
+	// Partitions is how many queues the samples of all nodes are spread over;
+	// the program sets it from the bus's configuration.
+	Partitions int `yaml:"-"`
 	// QueueBytes bounds the batches that wait in memory while the bus cannot
 	// be reached. Beyond it the oldest are dropped, which is recorded as a gap.
 	QueueBytes int64 `yaml:"queue_bytes"`
@@ -97,7 +97,7 @@ func (c *Config) Check() error {
 	case c.CPUDefinition != "vcpu":
 		return fmt.Errorf("cpu_definition %q is not supported: only \"vcpu\" is, the time that vCPU threads spent on a CPU", c.CPUDefinition)
 	case c.Partitions < 1:
-		return fmt.Errorf("partitions %d: must be at least 1", c.Partitions)
+		return fmt.Errorf("amqp.partitions %d: must be at least 1", c.Partitions)
 	case c.QueueBytes < 1<<20:
 		return fmt.Errorf("queue_bytes %d is too small: use at least 1048576", c.QueueBytes)
 	}

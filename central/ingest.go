@@ -28,7 +28,8 @@ const (
 
 // IngestConfig is the part of central.yaml about the bus.
 type IngestConfig struct {
-	// Partitions is the number of queues; the bus's configuration says it.
+	// Partitions is the number of queues; the program sets it from the bus's
+	// configuration.
 	Partitions int `yaml:"-"`
 	// Prefetch is how many batches a queue may hand out before the first is
 	// acked: it bounds what central holds in memory.

@@ -12,7 +12,8 @@ type Config struct {
 	// Pipeline is the file that says what goes where. Where there is none,
 	// everything goes to the store.
 	Pipeline string `yaml:"pipeline"`
-	// Partitions is the number of queues; the bus's configuration says it.
+	// Partitions is the number of queues; the program sets it from the bus's
+	// configuration.
 	Partitions int `yaml:"-"`
 	// Prefetch is how many batches a queue may hand out before the first is
 	// acked: it bounds what the notifier holds in memory.

@@ -105,6 +105,7 @@ func run(ctx context.Context, cfg agentConfig, deps agent.Deps) error {
 	}
 	defer func() { amqp.Close() }()
 	deps.Publisher, deps.Registry = amqp, registry
+	cfg.Partitions = cfg.AMQP.Partitions
 	a, err := agent.New(cfg.Config, deps)
 	if err != nil {
 		return err

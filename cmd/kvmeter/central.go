@@ -101,6 +101,7 @@ func runCentral(ctx context.Context, cfg centralConfig, log *zap.Logger, registr
 		return err
 	}
 	defer func() { amqp.Close() }()
+	cfg.Partitions = cfg.AMQP.Partitions
 	return withStore(cfg.Store, log, registry, func(s store.Store) error {
 		ingest, err := central.NewIngest(cfg.IngestConfig, central.IngestDeps{Log: log, Consumer: amqp, Store: s, Keys: keys, Registry: registry})
 		if err != nil {

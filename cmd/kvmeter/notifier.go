@@ -73,6 +73,7 @@ func runNotifier(ctx context.Context, cfg notifierConfig, log *zap.Logger, regis
 		return err
 	}
 	defer func() { amqp.Close() }()
+	cfg.Partitions = cfg.AMQP.Partitions
 	n, err := notifier.New(cfg.Config, notifier.Deps{
 		Log: log, Consumer: amqp, Publisher: amqp, Keys: keys, Publishers: all.Publishers, Registry: registry,
 	})
