@@ -44,6 +44,8 @@ func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.S
 		return nil, ctx.Err()
 	case <-stalled:
 		return nil, s.disk.full()
+	case <-s.failing:
+		return nil, s.failure()
 	case <-s.stop:
 		return nil, errClosed
 	}
@@ -54,6 +56,8 @@ func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.S
 		return nil, ctx.Err()
 	case <-stalled:
 		return nil, s.disk.full()
+	case <-s.failing:
+		return nil, s.failure()
 	case <-s.stop:
 		return nil, errClosed
 	}
@@ -244,6 +248,8 @@ func (s *Store) room() error {
 		}
 		select {
 		case <-thawed:
+		case <-s.failing:
+			return s.failure()
 		case <-s.stop:
 			return errClosed
 		}

@@ -85,8 +85,12 @@ func (s *Store) flush() error {
 	err := s.writeHead(h, dims)
 	s.metrics.flushed(time.Since(start), err)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.flushErr = err
-	s.mu.Unlock()
+	if err != nil && s.frozen != nil { // tell who waits for it
+		close(s.thawed)
+		s.thawed = make(chan struct{})
+	}
 	return err
 }
 

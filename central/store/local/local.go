@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -109,10 +110,11 @@ type Store struct {
 	mu        sync.RWMutex
 	active    *head
 	frozen    *head         // being flushed; nil: none
-	thawed    chan struct{} // closed when frozen becomes nil
+	thawed    chan struct{} // closed when frozen becomes nil, or could not be flushed
 	flushErr  error         // of the last flush
 	published uint64        // newest batch that readers may see
 	failed    error         // set once Pebble cannot write any more
+	failing   chan struct{} // closed when failed is set
 	days      []day         // that have chunks, ascending
 
 	// Of the flusher (and Open before it runs).
@@ -135,10 +137,13 @@ func Open(dir string, options Options) (*Store, error) {
 	}
 	s := &Store{
 		options: o, log: o.Log, disk: newDisk(o.fs, dir, o.MinFree, o.Log), requests: make(chan *request, 64), kick: make(chan chan error), frozenUp: make(chan struct{}, 1),
-		stop: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{},
+		stop: make(chan struct{}), failing: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{},
 	}
 	s.metrics = newMetrics(s)
-	if err := s.open(dir); err != nil {
+	if err := contain(func() error { return s.open(dir) }); err != nil {
+		if failed := s.failure(); failed != nil {
+			err = failed // says why
+		}
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.release())
 	}
 	if err := s.metrics.register(o.Registry); err != nil {
@@ -184,7 +189,7 @@ func (s *Store) release() error {
 		errs = append(errs, s.catalogue.db.Close())
 	}
 	if s.db != nil && s.failure() == nil {
-		errs = append(errs, s.db.Close())
+		errs = append(errs, contain(s.db.Close))
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
@@ -208,14 +213,15 @@ func (s *Store) Close() error {
 			// A write waits for space. Nothing is lost: it was not acknowledged.
 			s.closed = fmt.Errorf("close store: %w", s.disk.full())
 			return
+		case <-s.failing: // Pebble may hang: it is left as it is
+			s.closed = errors.Join(s.failure(), s.catalogue.db.Close())
+			return
 		}
-		if err := s.failure(); err != nil {
-			s.closed = err
-		} else if err := s.flushAll(); err != nil {
+		if err := s.flushAll(); err != nil {
 			// Nothing is lost: the next start reads the batches again.
 			s.log.Warn("store closed without a flush", zap.Error(err))
 		}
-		s.closed = errors.Join(s.closed, s.release())
+		s.closed = s.release()
 	})
 	return s.closed
 }
@@ -255,6 +261,7 @@ func (s *Store) fail(err error) error {
 	defer s.mu.Unlock()
 	if s.failed == nil {
 		s.failed = fmt.Errorf("store cannot write any more, restart it: %w", err)
+		close(s.failing)
 		s.log.Error("store failed; what is stored stays readable until the restart", zap.Error(err))
 	}
 	return s.failed
@@ -265,46 +272,57 @@ func (s *Store) commit(b *pebble.Batch) error {
 	return s.guard(func() error { return s.db.Apply(b, pebble.Sync) })
 }
 
-// guard runs a write of Pebble. Pebble cannot go on after an error of its log:
-// it panics, or calls Fatalf, which panics too. From then on the store only
-// reads.
-func (s *Store) guard(write func() error) (err error) {
+// guard runs a write of Pebble, which cannot go on after an error of its log:
+// from then on the store only reads.
+func (s *Store) guard(write func() error) error {
 	if err := s.failure(); err != nil {
 		return err
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			cause, ok := p.(error)
-			if !ok {
-				cause = fmt.Errorf("%v", p)
-			}
-			err = s.fail(cause)
-		}
-	}()
-	if err := write(); err != nil {
+	if err := contain(write); err != nil {
 		return s.fail(err)
 	}
 	return nil
 }
 
+// contain runs something that may panic or, by [pebbleLog.Fatalf], end its
+// goroutine.
+func contain(do func() error) error {
+	err := errors.New("the database gave up")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("%v", p)
+			}
+		}()
+		err = do()
+	}()
+	<-ended
+	return err
+}
+
 // pebbleLog passes Pebble's log on.
-type pebbleLog struct{ log *zap.SugaredLogger }
+type pebbleLog struct {
+	*zap.SugaredLogger
+	fail func(error) error
+}
 
-func (l pebbleLog) Infof(format string, args ...any)  { l.log.Debugf(format, args...) }
-func (l pebbleLog) Errorf(format string, args ...any) { l.log.Errorf(format, args...) }
+// Infof logs for debugging: Pebble says much.
+func (l pebbleLog) Infof(format string, args ...any) { l.Debugf(format, args...) }
 
-// Fatalf ends what Pebble was doing, as Pebble expects. Where that is a commit
-// of ours, the panic is caught; in Pebble's own goroutines (the manifest could
-// not be written) it ends the process, and the next start recovers.
+// Fatalf ends the goroutine, since Pebble expects not to go on, and the
+// store's writing; not the process, which does more than store.
 func (l pebbleLog) Fatalf(format string, args ...any) {
-	panic(fmt.Errorf(format, args...))
+	_ = l.fail(fmt.Errorf(format, args...))
+	runtime.Goexit()
 }
 
 // pebbleOptions are those of the samples' database. Blocks are large since
 // most reads are of neighbours, and compressed well only where data rests.
 func (s *Store) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
-		FS: s.disk, Lock: s.lock, Logger: pebbleLog{s.log.Named("pebble").Sugar()},
+		FS: s.disk, Lock: s.lock, Logger: pebbleLog{s.log.Named("pebble").Sugar(), s.fail},
 		FormatMajorVersion:          pebble.FormatValueSeparation,
 		CacheSize:                   s.options.CacheBytes,
 		MemTableSize:                32 << 20,
