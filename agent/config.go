@@ -36,8 +36,8 @@ type Config struct {
 	CPUDefinition string `yaml:"cpu_definition"`
 	// Source is the samples' field of that name.
 	Source string `yaml:"source"`
-	// KeyFile holds the secret that signs batches; at least 16 bytes. Empty:
-	// they are not signed, and taken only where that is allowed.
+	// KeyFile is the file of the secret that signs batches, at least 16 bytes.
+	// Empty: they are not signed, and taken only where that is allowed.
 	KeyFile string `yaml:"key_file"`
 	// Partitions is how many queues the samples of all nodes are spread over;
 	// the program sets it from the bus's configuration.

@@ -163,19 +163,11 @@ func startAgent(t *testing.T, l *lab.Lab, r *recorder) *Agent {
 // started returns when a process was started, to the clock tick.
 func started(t *testing.T, pid int) time.Time {
 	t.Helper()
-	ticks, _, err := readStat(fmt.Sprintf("/proc/%d", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile("/proc/uptime")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var up float64
-	if _, err := fmt.Sscan(string(data), &up); err != nil {
-		t.Fatal(err)
-	}
-	return time.Now().Add(time.Duration((float64(ticks)/100 - up) * float64(time.Second)))
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	must(t, err)
+	ticks, _, err := parseStat(data)
+	must(t, err)
+	return time.Now().Add(time.Duration(ticks)*clockTick - uptime())
 }
 
 func must(t *testing.T, err error) {

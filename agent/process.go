@@ -27,68 +27,134 @@ type process struct {
 	taps  []string
 }
 
-// scanner finds QEMU processes. A scan costs a listing of /proc, and a look at
-// each new process: one that is not QEMU may still become it, by exec, so that
-// it is looked at again, ever less often.
+// scanner finds QEMU processes. It looks at each new process: one that is not
+// QEMU may still become it, by exec, so that it is looked at again, ever less
+// often. /proc is listed only where new processes cannot be told by the last PID
+// that the kernel gave: a listing costs 2 µs a process.
 type scanner struct {
-	proc  string // normally /proc
-	known map[int]*candidate
-	scan  uint64
-	buf   []byte
+	proc   string               // normally /proc
+	uptime func() time.Duration // since boot
+	known  map[int]*candidate
+	scan   uint64    // number of the last listing
+	listed time.Time // when that was
+	last   int       // last PID that the kernel had given at the last refresh
+	names  []byte    // a part of the listing
+	file   []byte    // a file's content
 }
 
 type candidate struct {
-	scan  uint64    // last scan that saw the PID
-	since time.Time // first look
-	next  time.Time // next look; zero: never, it is a kernel thread
-	qemu  *process
+	scan uint64        // last listing before which or in which the PID was seen
+	born time.Duration // when it was started, after boot
+	next time.Time     // next look; zero: never, it is a kernel thread
+	qemu *process
 }
 
-// maxRecheck bounds how late an exec of QEMU by an old process is noticed,
-// where libvirt does not tell.
-const maxRecheck = 30 * time.Second
+const (
+	// maxRecheck bounds how late an exec of QEMU by an old process is noticed,
+	// where libvirt does not tell.
+	maxRecheck = 30 * time.Second
+	// listEvery bounds how long a process that ended is remembered.
+	listEvery = 10 * time.Second
+	// clockTick is the unit of times in /proc, USER_HZ.
+	clockTick = 10 * time.Millisecond
+	// maxCommand bounds the command line that is read. libvirt's are some KiB.
+	maxCommand = 128 << 10
+)
 
 func newScanner(proc string) *scanner {
-	return &scanner{proc: proc, known: map[int]*candidate{}, buf: make([]byte, 32<<10)}
+	return &scanner{
+		proc: proc, uptime: uptime, known: map[int]*candidate{},
+		names: make([]byte, 32<<10), file: make([]byte, 4<<10),
+	}
 }
 
-// refresh calls found with every QEMU process there is now. With all set it
-// looks at every process again.
+func uptime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0 // never on Linux
+	}
+	return time.Duration(t.Nano())
+}
+
+// refresh calls found with every QEMU process there is now; one that ended less
+// than listEvery ago may be among them, unless [scanner.forget] was told. With
+// all set it looks at every process again.
 func (s *scanner) refresh(now time.Time, all bool, found func(*process)) error {
 	dir, err := unix.Open(s.proc, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("list processes: %w", err)
 	}
 	defer func() { _ = unix.Close(dir) }()
-	s.scan++
-	for {
-		n, err := unix.Getdents(dir, s.buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
+	prev := s.last
+	s.last = s.lastPID(dir)
+	if few := s.last - prev; all || prev == 0 || few < 0 || few > len(s.known)/2 || now.Sub(s.listed) >= listEvery {
+		if err := s.list(dir, now); err != nil {
+			s.last = 0
 			return fmt.Errorf("list processes: %w", err)
 		}
-		if n <= 0 {
-			break
-		}
-		for b := s.buf[:n]; len(b) >= direntName; {
-			size := int(binary.NativeEndian.Uint16(b[direntReclen:]))
-			if size < direntName || size > len(b) {
-				return errors.New("list processes: the kernel returned a broken entry")
-			}
-			if pid, ok := pidOf(b[direntName:size]); ok {
-				s.visit(pid, now, all, found)
-			}
-			b = b[size:]
+	} else {
+		for pid := prev + 1; pid <= s.last; pid++ {
+			s.known[pid] = &candidate{next: now, scan: s.scan}
 		}
 	}
 	for pid, c := range s.known {
 		if c.scan != s.scan {
 			delete(s.known, pid)
+			continue
+		}
+		if c.qemu == nil && !c.next.IsZero() && (all || !c.next.After(now)) {
+			s.look(dir, pid, c, now)
+		}
+		if c.qemu != nil {
+			found(c.qemu)
 		}
 	}
 	return nil
+}
+
+// lastPID returns the PID that the kernel gave last to a process or thread, or
+// 0 if it does not tell.
+func (s *scanner) lastPID(dir int) int {
+	data, err := s.read(dir, "loadavg")
+	if err != nil {
+		return 0
+	}
+	data = bytes.TrimSpace(data)
+	pid, err := strconv.Atoi(string(data[bytes.LastIndexByte(data, ' ')+1:]))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// list marks all processes there are as seen.
+func (s *scanner) list(dir int, now time.Time) error {
+	s.scan++
+	s.listed = now
+	for {
+		n, err := unix.Getdents(dir, s.names)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return err
+		}
+		for b := s.names[:n]; len(b) >= direntName; {
+			size := int(binary.NativeEndian.Uint16(b[direntReclen:]))
+			if size < direntName || size > len(b) {
+				return errors.New("the kernel returned a broken entry")
+			}
+			if pid, ok := pidOf(b[direntName:size]); ok {
+				c := s.known[pid]
+				if c == nil {
+					c = &candidate{next: now}
+					s.known[pid] = c
+				}
+				c.scan = s.scan
+			}
+			b = b[size:]
+		}
+	}
 }
 
 // Offsets in struct linux_dirent64.
@@ -111,54 +177,97 @@ func pidOf(name []byte) (pid int, ok bool) {
 	return pid, ok
 }
 
-func (s *scanner) visit(pid int, now time.Time, all bool, found func(*process)) {
-	c := s.known[pid]
-	if c == nil {
-		c = &candidate{since: now, next: now}
-		s.known[pid] = c
-	}
-	c.scan = s.scan
-	if c.qemu == nil && !c.next.IsZero() && (all || !c.next.After(now)) {
-		s.look(pid, c, now)
-	}
-	if c.qemu != nil {
-		found(c.qemu)
-	}
+// forget makes the next refresh look at the PID anew, if it exists.
+func (s *scanner) forget(pid int) {
+	delete(s.known, pid)
+	s.listed = time.Time{}
 }
 
-// forget makes the next scan look at the PID anew.
-func (s *scanner) forget(pid int) { delete(s.known, pid) }
-
-func (s *scanner) look(pid int, c *candidate, now time.Time) {
-	c.next = now.Add(min(now.Sub(c.since)/4, maxRecheck))
-	dir := filepath.Join(s.proc, strconv.Itoa(pid))
-	cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-	if err != nil {
-		return
-	}
-	if len(cmdline) == 0 {
-		if _, kernel, err := readStat(dir); err == nil && kernel {
+// look finds out what a process is. One that may go at any time needs no
+// error: the next listing will not have it.
+func (s *scanner) look(dir, pid int, c *candidate, now time.Time) {
+	if c.born == 0 {
+		start, kernel, err := s.stat(dir, pid)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			delete(s.known, pid)
+			return
+		case err != nil:
+			return
+		case kernel:
 			c.next = time.Time{}
+			return
 		}
+		c.born = time.Duration(start)*clockTick + 1
+	}
+	// Processes of one age are not looked at all at once.
+	wait := min((s.uptime()-c.born)/4, maxRecheck)
+	c.next = now.Add(wait - wait/2*time.Duration(pid%16)/16)
+	cmdline, err := s.readOf(dir, pid, "cmdline")
+	if err != nil || !mayBeQEMU(cmdline) {
 		return
 	}
 	p, ok := parseCommand(cmdline)
-	if !ok {
+	if !ok || !s.leads(dir, pid) {
 		return
 	}
 	p.pid = pid
-	if p.start, _, err = readStat(dir); err == nil {
+	if p.start, _, err = s.stat(dir, pid); err == nil {
 		c.qemu = p
 	}
 }
 
-// readStat returns a process's start time, and whether it is a kernel thread.
-func readStat(dir string) (start uint64, kernel bool, err error) {
-	data, err := os.ReadFile(filepath.Join(dir, "stat"))
+// leads reports whether the PID is a process's: /proc also has, hidden, those
+// of threads.
+func (s *scanner) leads(dir, pid int) bool {
+	status, err := s.readOf(dir, pid, "status")
+	if err != nil {
+		return false
+	}
+	return bytes.Contains(status, append(strconv.AppendInt([]byte("\nTgid:\t"), int64(pid), 10), '\n'))
+}
+
+func (s *scanner) stat(dir, pid int) (start uint64, kernel bool, err error) {
+	data, err := s.readOf(dir, pid, "stat")
 	if err != nil {
 		return 0, false, err
 	}
 	return parseStat(data)
+}
+
+func (s *scanner) readOf(dir, pid int, name string) ([]byte, error) {
+	return s.read(dir, strconv.Itoa(pid)+"/"+name)
+}
+
+// read returns a file, until the next call.
+func (s *scanner) read(dir int, path string) ([]byte, error) {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	for have := 0; ; {
+		n, err := unix.Read(fd, s.file[have:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return s.file[:have], err
+		}
+		if have += n; have == len(s.file) {
+			if have >= maxCommand {
+				return s.file[:have], nil
+			}
+			s.file = append(s.file, make([]byte, have)...)
+		}
+	}
+}
+
+// mayBeQEMU tells, for most processes at little cost, that it is not.
+func mayBeQEMU(cmdline []byte) bool {
+	program, _, _ := bytes.Cut(cmdline, []byte{0})
+	base := program[bytes.LastIndexByte(program, '/')+1:]
+	return bytes.HasPrefix(base, []byte("qemu-")) || string(base) == "kvm" || bytes.Contains(cmdline, []byte("\x00-uuid\x00"))
 }
 
 // kernelThread is PF_KTHREAD of include/linux/sched.h.

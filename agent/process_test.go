@@ -110,6 +110,7 @@ func (p fakeProc) write(name, text string) {
 
 func (p fakeProc) run(pid int, start uint64, args ...string) {
 	p.write(strconv.Itoa(pid)+"/cmdline", string(cmdline(args...)))
+	p.write(strconv.Itoa(pid)+"/status", fmt.Sprintf("Name:\tx\nTgid:\t%d\nPid:\t%d\n", pid, pid))
 	p.write(strconv.Itoa(pid)+"/stat", fmt.Sprintf("%d (x) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 %d 0 0", pid, start))
 }
 
@@ -130,9 +131,12 @@ func TestScanner(t *testing.T) {
 	p.write("2/cmdline", "")
 	p.write("2/stat", "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12 0 0")
 	p.guest(30, 300, uuidA, "a")
-	p.run(40, 400, "libvirtd")
+	p.run(40, 1000, "libvirtd")
 	s := newScanner(p.dir)
+	up := 10 * time.Second // PID 40 was just started
+	s.uptime = func() time.Duration { return up }
 	now := time.Now()
+	pass := func(d time.Duration) { now, up = now.Add(d), up+d }
 	scan := func(all bool) []int {
 		t.Helper()
 		var pids []int
@@ -149,26 +153,25 @@ func TestScanner(t *testing.T) {
 		}
 	}
 	expect("the QEMU that is there", scan(false), 30)
-	p.guest(40, 400, uuidA, "b")
+	pass(time.Millisecond)
+	p.guest(40, 1000, uuidA, "b")
 	expect("a process seen before its exec, at once", scan(false), 30, 40)
 	p.guest(30, 300, uuidA, "renamed")
 	expect("a QEMU goes on being one", scan(false), 30, 40)
 
-	now = now.Add(4 * time.Second)
-	expect("a look at all at 4 s", scan(false), 30, 40)
 	p.guest(1, 1, uuidA, "c")
-	now = now.Add(900 * time.Millisecond)
+	pass(time.Second)
 	expect("an old process is not looked at each time", scan(false), 30, 40)
-	now = now.Add(100 * time.Millisecond)
+	pass(1500 * time.Millisecond)
 	expect("but within a quarter of its age", scan(false), 1, 30, 40)
 
 	p.kill(30)
 	p.run(50, 500, "sh")
 	expect("a QEMU that ended", scan(false), 1, 40)
-	now = now.Add(time.Hour)
+	pass(time.Hour)
 	scan(false)
 	p.guest(50, 500, uuidA, "d")
-	now = now.Add(time.Second)
+	pass(time.Second)
 	expect("an old process that becomes QEMU", scan(false), 1, 40)
 	expect("is found when libvirt says so", scan(true), 1, 40, 50)
 	p.guest(40, 401, uuidA, "e")
@@ -179,6 +182,58 @@ func TestScanner(t *testing.T) {
 	}
 	if len(s.known) != 4 {
 		t.Errorf("%d PIDs are remembered, 4 exist", len(s.known))
+	}
+
+	long := strings.Repeat("x", 20<<10)
+	p.run(60, 600, "qemu-kvm", "-append", long, "-uuid", uuidA)
+	scan(false)
+	if c := s.known[60]; c.qemu == nil || c.qemu.uuid != uuidA {
+		t.Error("a long command line is not read whole")
+	}
+}
+
+// TestScannerFollowsTheLastPID: new processes are found without a listing.
+func TestScannerFollowsTheLastPID(t *testing.T) {
+	p := newProc(t)
+	for pid := 10; pid < 20; pid++ {
+		p.run(pid, 1, "sh")
+	}
+	p.write("loadavg", "0.00 0.01 0.05 1/123 19\n")
+	s := newScanner(p.dir)
+	s.uptime = func() time.Duration { return time.Hour }
+	now := time.Now()
+	scan := func() (pids []int) {
+		t.Helper()
+		if err := s.refresh(now, false, func(p *process) { pids = append(pids, p.pid) }); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(pids)
+		return pids
+	}
+	scan()
+	p.guest(21, 2, uuidA, "a")
+	p.guest(22, 2, uuidA, "a") // a thread of 21, which /proc has but does not list
+	p.write("22/status", "Tgid:\t21\nPid:\t22\n")
+	p.guest(30, 2, uuidA, "beyond")
+	p.write("loadavg", "0.00 0.01 0.05 1/124 23\n")
+	now = now.Add(time.Second)
+	if got := scan(); !slices.Equal(got, []int{21}) || s.scan != 1 {
+		t.Errorf("got %v with %d listings, want 21 with the first only", got, s.scan)
+	}
+	p.guest(18, 3, uuidA, "reused")
+	p.write("loadavg", "0.00 0.01 0.05 1/124 18\n") // the PIDs start over
+	now = now.Add(time.Second)
+	if got := scan(); !slices.Contains(got, 21) || !slices.Contains(got, 30) || s.scan != 2 {
+		t.Errorf("got %v with %d listings, want 21 and 30 with the second", got, s.scan)
+	}
+	p.kill(30)
+	now = now.Add(time.Second)
+	if got := scan(); !slices.Contains(got, 30) {
+		t.Errorf("got %v, want 30 until the next listing", got)
+	}
+	s.forget(30)
+	if got := scan(); slices.Contains(got, 30) {
+		t.Errorf("got %v, 30 was forgotten", got)
 	}
 }
 
