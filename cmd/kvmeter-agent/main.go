@@ -20,18 +20,9 @@ import (
 	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
 	"github.com/kvmeter/kvmeter/cmd/internal/host"
+	"github.com/kvmeter/kvmeter/cmd/internal/settings/compute"
 	"github.com/kvmeter/kvmeter/sample"
 )
-
-// agentConfig is agent.yaml.
-type agentConfig struct {
-	agent.Config `yaml:",inline"`
-	// AMQP says how to reach RabbitMQ.
-	AMQP bus.Config `yaml:"amqp"`
-	// Metrics is the address of the Prometheus page, 127.0.0.1:9187 for
-	// example. Empty: off.
-	Metrics string `yaml:"metrics"`
-}
 
 func main() {
 	ctx, stop := daemon.Context(context.Background())
@@ -67,7 +58,7 @@ libvirt, the read-only socket is enough.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg := agentConfig{Config: agent.DefaultConfig(), AMQP: bus.DefaultConfig()}
+			cfg := compute.DefaultAgent()
 			if err := flags.Load(file, &cfg); err != nil {
 				return err
 			}
@@ -97,7 +88,7 @@ libvirt, the read-only socket is enough.`,
 	return c
 }
 
-func run(ctx context.Context, cfg agentConfig, deps agent.Deps) error {
+func run(ctx context.Context, cfg compute.Agent, deps agent.Deps) error {
 	registry := daemon.Registry()
 	amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter-agent", deps.Log)
 	if err != nil {
@@ -119,7 +110,7 @@ func run(ctx context.Context, cfg agentConfig, deps agent.Deps) error {
 	return g.Wait()
 }
 
-func collectOnce(ctx context.Context, out io.Writer, cfg agentConfig, deps agent.Deps, format string) error {
+func collectOnce(ctx context.Context, out io.Writer, cfg compute.Agent, deps agent.Deps, format string) error {
 	samples, gaps, notes, err := agent.DryRun(ctx, cfg.Config, deps)
 	if err != nil {
 		return err

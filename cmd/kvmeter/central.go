@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"path/filepath"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -18,44 +16,9 @@ import (
 	"github.com/kvmeter/kvmeter/central/store/local"
 	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
+	"github.com/kvmeter/kvmeter/cmd/internal/settings/control"
 	"github.com/kvmeter/kvmeter/sample"
 )
-
-// centralConfig is central.yaml.
-type centralConfig struct {
-	central.IngestConfig `yaml:",inline"`
-	// AMQP says how to reach RabbitMQ.
-	AMQP bus.Config `yaml:"amqp"`
-	// Keys is the folder of the nodes' secrets, one file <node>.key each.
-	Keys  string      `yaml:"keys"`
-	Store storeConfig `yaml:"store"`
-	API   apiConfig   `yaml:"api"`
-	// Metrics is the address of the Prometheus page, 127.0.0.1:9189 for
-	// example. Empty: off.
-	Metrics string `yaml:"metrics"`
-}
-
-type storeConfig struct {
-	// Path is the folder of the store.
-	Path string `yaml:"path"`
-	// Retention is how long samples are kept; 0: for ever.
-	Retention time.Duration `yaml:"retention"`
-	// MinFree is the floor of free disk space, in bytes: below it nothing is
-	// stored until there is space again.
-	MinFree uint64 `yaml:"min_free"`
-}
-
-type apiConfig struct {
-	// Listen is the address of the API. Without authentication it must be on
-	// the loopback interface.
-	Listen string `yaml:"listen"`
-}
-
-func defaultStore(state string) storeConfig {
-	return storeConfig{Path: filepath.Join(state, "store"), Retention: 30 * 24 * time.Hour, MinFree: 1 << 30}
-}
-
-var defaultAPI = apiConfig{Listen: "127.0.0.1:8777"}
 
 func centralCommand() *cobra.Command {
 	var flags daemon.Flags
@@ -69,11 +32,7 @@ on disk, and answers the Telemetry API v2.`,
   KVMETER_STORE__PATH=/srv/kvmeter kvmeter central`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			dirs := daemon.Dirs()
-			cfg := centralConfig{
-				IngestConfig: central.DefaultIngestConfig(), AMQP: bus.DefaultConfig(), Keys: filepath.Join(dirs.Config, "keys.d"),
-				Store: defaultStore(dirs.State), API: defaultAPI,
-			}
+			cfg := control.DefaultCentral(daemon.Dirs())
 			if err := flags.Load(file, &cfg); err != nil {
 				return err
 			}
@@ -91,7 +50,7 @@ on disk, and answers the Telemetry API v2.`,
 	return c
 }
 
-func runCentral(ctx context.Context, cfg centralConfig, log *zap.Logger, registry *prometheus.Registry) error {
+func runCentral(ctx context.Context, cfg control.Central, log *zap.Logger, registry *prometheus.Registry) error {
 	keys, err := sample.LoadKeys(cfg.Keys)
 	if err != nil {
 		return err
@@ -116,7 +75,7 @@ func runCentral(ctx context.Context, cfg centralConfig, log *zap.Logger, registr
 }
 
 // withStore opens the store, runs f with it and closes it.
-func withStore(cfg storeConfig, log *zap.Logger, registry prometheus.Registerer, f func(store.Store) error) error {
+func withStore(cfg control.Store, log *zap.Logger, registry prometheus.Registerer, f func(store.Store) error) error {
 	s, err := local.Open(cfg.Path, local.Options{Log: log, Retention: cfg.Retention, MinFree: cfg.MinFree, Registry: registry})
 	if err != nil {
 		return err
@@ -125,7 +84,7 @@ func withStore(cfg storeConfig, log *zap.Logger, registry prometheus.Registerer,
 }
 
 // serveAPI answers the API until ctx ends.
-func serveAPI(ctx context.Context, cfg apiConfig, s store.Store, log *zap.Logger) error {
+func serveAPI(ctx context.Context, cfg control.API, s store.Store, log *zap.Logger) error {
 	if err := api.CheckListen(cfg.Listen, false); err != nil {
 		return err
 	}

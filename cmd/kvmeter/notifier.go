@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -13,22 +12,11 @@ import (
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
+	"github.com/kvmeter/kvmeter/cmd/internal/settings/control"
 	"github.com/kvmeter/kvmeter/notifier"
 	"github.com/kvmeter/kvmeter/notifier/publisher/all"
 	"github.com/kvmeter/kvmeter/sample"
 )
-
-// notifierConfig is notifier.yaml.
-type notifierConfig struct {
-	notifier.Config `yaml:",inline"`
-	// AMQP says how to reach RabbitMQ.
-	AMQP bus.Config `yaml:"amqp"`
-	// Keys is the folder of the nodes' secrets, one file <node>.key each.
-	Keys string `yaml:"keys"`
-	// Metrics is the address of the Prometheus page, 127.0.0.1:9188 for
-	// example. Empty: off.
-	Metrics string `yaml:"metrics"`
-}
 
 func notifierCommand() *cobra.Command {
 	var flags daemon.Flags
@@ -43,9 +31,7 @@ them. Run as many as you like; each takes its share of the queues.`,
   KVMETER_AMQP__URL=amqp://kvmeter:secret@rabbit:5672/ kvmeter notifier`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			dir := daemon.Dirs().Config
-			cfg := notifierConfig{Config: notifier.DefaultConfig(), AMQP: bus.DefaultConfig(), Keys: filepath.Join(dir, "keys.d")}
-			cfg.Pipeline = filepath.Join(dir, "pipeline.yaml")
+			cfg := control.DefaultNotifier(daemon.Dirs())
 			if err := flags.Load(file, &cfg); err != nil {
 				return err
 			}
@@ -63,7 +49,7 @@ them. Run as many as you like; each takes its share of the queues.`,
 	return c
 }
 
-func runNotifier(ctx context.Context, cfg notifierConfig, log *zap.Logger, registry *prometheus.Registry) (err error) {
+func runNotifier(ctx context.Context, cfg control.Notifier, log *zap.Logger, registry *prometheus.Registry) (err error) {
 	keys, err := sample.LoadKeys(cfg.Keys)
 	if err != nil {
 		return err

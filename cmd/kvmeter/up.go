@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -21,42 +20,16 @@ import (
 	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
 	"github.com/kvmeter/kvmeter/cmd/internal/host"
+	"github.com/kvmeter/kvmeter/cmd/internal/settings/control"
 	"github.com/kvmeter/kvmeter/notifier"
 	"github.com/kvmeter/kvmeter/notifier/publisher/all"
 )
-
-// upConfig is up.yaml.
-type upConfig struct {
-	// Agent, Notifier and Central are as in agent.yaml, notifier.yaml and
-	// central.yaml, without what concerns the broker.
-	Agent    agent.Config         `yaml:"agent"`
-	Notifier notifier.Config      `yaml:"notifier"`
-	Central  central.IngestConfig `yaml:"central"`
-	Store    storeConfig          `yaml:"store"`
-	API      apiConfig            `yaml:"api"`
-	// Metrics is the address of the Prometheus page, 127.0.0.1:9189 for
-	// example. Empty: off.
-	Metrics string `yaml:"metrics"`
-}
-
-func defaultUp(state, run string) upConfig {
-	cfg := upConfig{
-		Agent: agent.DefaultConfig(), Notifier: notifier.DefaultConfig(), Central: central.DefaultIngestConfig(),
-		Store: defaultStore(state), API: defaultAPI,
-	}
-	cfg.Agent.Interval = time.Second
-	cfg.Agent.Spread = false
-	cfg.Agent.Socket = filepath.Join(run, "agent.sock")
-	cfg.Notifier.AllowUnsigned, cfg.Central.AllowUnsigned = true, true
-	cfg.Notifier.Pipeline = ""
-	return cfg
-}
 
 func upCommand() *cobra.Command {
 	var flags daemon.Flags
 	dirs := daemon.Dirs()
 	file := daemon.File("up.yaml")
-	state, run := filepath.Join(dirs.State, "up"), filepath.Join(dirs.Run, "up")
+	state, run := control.UpDirs(dirs)
 	var libvirt string
 	var withoutBPF bool
 	c := &cobra.Command{
@@ -70,7 +43,7 @@ see every domain; an ordinary user gets what /proc gives.`,
   KVMETER_AGENT__INTERVAL=10s kvmeter up --state /srv/kvmeter`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg := defaultUp(state, run)
+			cfg := control.DefaultUp(state, run)
 			if err := flags.Load(file, &cfg); err != nil {
 				return err
 			}
@@ -108,7 +81,7 @@ func daemonAnswers(path string) bool {
 	return true
 }
 
-func runUp(ctx context.Context, cfg upConfig, withoutBPF bool, log *zap.Logger) error {
+func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger) error {
 	for _, dir := range []string{filepath.Dir(cfg.Agent.Socket), filepath.Dir(cfg.Store.Path)} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return makeFolder(err)

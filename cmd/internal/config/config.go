@@ -16,11 +16,12 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// prefix of the variables that set a key. KVMETER_STORE__MIN_FREE is min_free
+// Prefix of the variables that set a key. KVMETER_STORE__MIN_FREE is min_free
 // of the section store.
-const prefix = "KVMETER_"
+const Prefix = "KVMETER_"
 
-// Variables of that prefix that are not configuration.
+// Variables of that prefix that commands read which have no configuration; a
+// program that has such a key reads it as well.
 var other = []string{"KVMETER_ENDPOINT", "KVMETER_SOCKET", "KVMETER_LAB"}
 
 // Load fills v, a pointer to a struct that holds the defaults. An empty path
@@ -37,11 +38,15 @@ func Load(path string, env []string, v any) error {
 	}
 	for _, e := range slices.Sorted(slices.Values(env)) {
 		name, value, _ := strings.Cut(e, "=")
-		key, ok := strings.CutPrefix(name, prefix)
-		if !ok || slices.Contains(other, name) {
+		key, ok := strings.CutPrefix(name, Prefix)
+		if !ok {
 			continue
 		}
-		if err := decode(nest(strings.Split(strings.ToLower(key), "__"), value), v); err != nil {
+		err := decode(nest(strings.Split(strings.ToLower(key), "__"), value), v)
+		if err != nil && slices.Contains(other, name) && strings.Contains(err.Error(), unknownKey) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("environment variable %s: %w", name, err)
 		}
 	}
@@ -61,6 +66,8 @@ func nest(path []string, value string) []byte {
 	return b.Bytes()
 }
 
+const unknownKey = "unknown key"
+
 func decode(data []byte, v any) error {
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	d.KnownFields(true)
@@ -79,7 +86,7 @@ func tidy(err error) error {
 	lines := make([]string, len(types.Errors))
 	for i, e := range types.Errors {
 		if at := strings.Index(e, " not found in type "); at >= 0 {
-			e = strings.Replace(e[:at], "field ", "unknown key ", 1)
+			e = strings.Replace(e[:at], "field ", unknownKey+" ", 1)
 		}
 		lines[i] = e
 	}

@@ -59,6 +59,16 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+func TestVariablesOfCommandsAreReadWhereThereIsSuchAKey(t *testing.T) {
+	env := []string{"KVMETER_ENDPOINT=http://x", "KVMETER_SOCKET=/run/x.sock"}
+	var agent struct {
+		Socket string `yaml:"socket"`
+	}
+	if err := Load("", env, &agent); err != nil || agent.Socket != "/run/x.sock" {
+		t.Errorf("socket %q and error %v", agent.Socket, err)
+	}
+}
+
 func itoa(n int) string { return string(rune('0' + n)) }
 
 func FuzzLoad(f *testing.F) {
