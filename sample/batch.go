@@ -114,9 +114,13 @@ func (c *Column) rows() iter.Seq2[int, int] {
 }
 
 // Check returns an error unless the batch is one that [Decoder] would return:
-// every index in range, every bitmap as long as the rows and with as many bits
-// as the column has values, no number that is not finite.
+// no list longer than [MaxSamples], every index in range, every bitmap as long as
+// the rows and with as many bits as the column has values, no number that is not
+// finite.
 func (b *Batch) Check() error {
+	if n := max(len(b.Meters), len(b.Rows), len(b.Columns), len(b.Gaps)); n > MaxSamples {
+		return fmt.Errorf("a list of %d elements, at most %d fit", n, MaxSamples)
+	}
 	size := (len(b.Rows) + 7) / 8
 	for i := range b.Columns {
 		c := &b.Columns[i]

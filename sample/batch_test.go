@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -221,9 +223,56 @@ func TestDecodeBoundsMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bomb := e.zstd.EncodeAll(make([]byte, MaxDecoded+1), nil)
-	if _, err := decoder(t).Decode(bomb); !errors.Is(err, ErrMalformed) {
-		t.Errorf("%d bytes that decompress to more than the bound: got %v, want %v", len(bomb), err, ErrMalformed)
+	raw := func(b *Batch) []byte {
+		e.buf.Reset()
+		if err := e.batch(b); err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Clone(e.buf.Bytes())
+	}
+	deep := raw(hostBatch(1))
+	deep[0]++ // one more element: an array in an array in an array …
+	deep = append(deep, bytes.Repeat([]byte{0x91}, MaxDecoded-len(deep))...)
+	wide := hostBatch(1)
+	for len(wide.Columns) < 250 {
+		wide.Columns = append(wide.Columns, Column{Bitmap: []byte{1}, Values: make([]uint64, MaxSamples)})
+	}
+	for name, in := range map[string][]byte{
+		"more than the bound":               make([]byte, MaxDecoded+1),
+		"elements that nest without an end": deep,
+		"columns of too many values":        raw(wide),
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, body := decoder(t), e.zstd.EncodeAll(in, nil)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			if _, err := d.Decode(body); !errors.Is(err, ErrMalformed) {
+				t.Errorf("got %v, want %v", err, ErrMalformed)
+			}
+			runtime.ReadMemStats(&after)
+			if n := after.TotalAlloc - before.TotalAlloc; n > 3*MaxDecoded {
+				t.Errorf("%d bytes took %d bytes of memory", len(body), n)
+			}
+		})
+	}
+}
+
+func TestWhatCantBeDecodedIsNotEncoded(t *testing.T) {
+	e, err := NewEncoder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = MaxSamples + 1
+	for name, b := range map[string]*Batch{
+		"too many gaps":      {Gaps: make([]Gap, n)},
+		"too many rows":      {Rows: make([]Row, n)},
+		"too many meters":    {Meters: make([]MeterRef, n)},
+		"too many columns":   {Meters: make([]MeterRef, 1), Columns: make([]Column, n)},
+		"text without limit": {Node: strings.Repeat("n", MaxDecoded)},
+	} {
+		if _, err := e.Encode(nil, b); err == nil {
+			t.Errorf("%s are encoded", name)
+		}
 	}
 }
 

@@ -218,6 +218,7 @@ type arrayReader struct {
 	err  error
 
 	scratch []byte
+	samples int // values so far
 }
 
 func (r *arrayReader) fail(format string, args ...any) {
@@ -292,7 +293,12 @@ func (r *arrayReader) column(c *Column) {
 	}
 	c.Tag = Tag(tag)
 	c.Bitmap = r.bytes("bitmap")
-	c.Values = make([]uint64, r.list("values"))
+	n := r.list("values")
+	if r.samples += n; r.samples > MaxSamples {
+		r.fail("more than %d samples", MaxSamples)
+		return
+	}
+	c.Values = make([]uint64, n)
 	for i := range c.Values {
 		switch c.Tag {
 		case I64:
@@ -352,11 +358,28 @@ func (r *arrayReader) array(what string, want int) int {
 	return n - want
 }
 
+// skip passes over n elements, with all that is in them. It does not recurse as
+// the library does: a batch may nest as deep as it has bytes.
 func (r *arrayReader) skip(n int) {
 	for ; n > 0 && r.err == nil; n-- {
-		if err := r.dec.Skip(); err != nil {
+		c := r.code("skip")
+		var inner int
+		var err error
+		switch {
+		case r.err != nil:
+			return
+		case msgpcode.IsFixedArray(c), c == msgpcode.Array16, c == msgpcode.Array32:
+			inner, err = r.dec.DecodeArrayLen()
+		case msgpcode.IsFixedMap(c), c == msgpcode.Map16, c == msgpcode.Map32:
+			inner, err = r.dec.DecodeMapLen()
+			inner *= 2
+		default:
+			err = r.dec.Skip()
+		}
+		if err != nil {
 			r.fail("skip: %w", err)
 		}
+		n += inner
 	}
 }
 
