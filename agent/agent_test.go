@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/kvmeter/kvmeter/agent/client"
 	"github.com/kvmeter/kvmeter/bpf"
@@ -683,6 +684,39 @@ func TestNewRefuses(t *testing.T) {
 			tc.adapt(&w.cfg)
 			if _, err := New(w.cfg, w.deps); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want one with %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestSockets(t *testing.T) {
+	for name, tc := range map[string]struct {
+		text string
+		want Sockets
+	}{
+		"off switches libvirt off":  {"libvirt: off", nil},
+		"one path":                  {"libvirt: /a", Sockets{"/a"}},
+		"a list":                    {"libvirt: [/a, /b]", Sockets{"/a", "/b"}},
+		"nothing keeps the default": {"node: x", DefaultConfig().Libvirt},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := DefaultConfig()
+			if err := yaml.Unmarshal([]byte(tc.text), &cfg); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, cfg.Libvirt); diff != "" {
+				t.Errorf("sockets (-want +got):\n%s", diff)
+			}
+			text, err := yaml.Marshal(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again := DefaultConfig()
+			if err := yaml.Unmarshal(text, &again); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(cfg, again); diff != "" {
+				t.Errorf("written and read (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -84,6 +84,15 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
+func FuzzParseStat(f *testing.F) {
+	f.Add([]byte("1234 (CPU ) 0/KVM (x) S 1 1234 1234 0 -1 138412416 2 0 0 0 5 6 0 0 20 0 4 0 987654321 1 2 3"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if _, _, err := parseStat(data); err == nil && !strings.Contains(string(data), " ") {
+			t.Errorf("parseStat(%q) succeeded", data)
+		}
+	})
+}
+
 // fakeProc is a folder that looks like /proc.
 type fakeProc struct {
 	t   testing.TB

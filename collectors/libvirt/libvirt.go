@@ -269,10 +269,10 @@ func (c *Client) syncDirty(ctx context.Context, k *link) error {
 	for uuid, e := range c.defs {
 		list[uuid] = e.def
 	}
+	old := c.list.Swap(&list)
 	first := !c.synced
 	c.synced, c.err = true, nil
 	c.mu.Unlock()
-	old := c.list.Swap(&list)
 	if first {
 		c.log.Info("connected to libvirt", zap.String("socket", k.path), zap.Int("domains", len(list)))
 	}
