@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -232,7 +233,8 @@ func TestDecodeBoundsMemory(t *testing.T) {
 	}
 	deep := raw(hostBatch(1))
 	deep[0]++ // one more element: an array in an array in an array …
-	deep = append(deep, bytes.Repeat([]byte{0x91}, MaxDecoded-len(deep))...)
+	deep = append(deep, bytes.Repeat([]byte{0x91}, 1<<18)...)
+	defer debug.SetMaxStack(debug.SetMaxStack(8 << 20)) // else it takes 16 MiB of them to fill
 	wide := hostBatch(1)
 	for len(wide.Columns) < 250 {
 		wide.Columns = append(wide.Columns, Column{Bitmap: []byte{1}, Values: make([]uint64, MaxSamples)})
