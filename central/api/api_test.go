@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -217,43 +218,44 @@ func TestQueriesSelect(t *testing.T) {
 		gauge("d", "vm-3", 20*second, 4),
 	), api.Options{})
 	for name, tc := range map[string]struct{ path, want string }{
-		"newest first, equal times as stored": {"/v2/samples", "d b c a"},
-		"old and new names":                   {"/v2/meters/load", "d b a"},
-		"a meter in the query is overridden":  {"/v2/meters/load?q.field=meter&q.value=other", "d b a"},
-		"a meter in the query":                {"/v2/samples?q.field=meter&q.value=other", "c"},
-		"an id in the query":                  {"/v2/samples?q.field=message_id&q.value=b", "b"},
-		"indexed terms":                       {"/v2/samples?q[1].field=source&q[1].value=lab&q[0].field=resource&q[0].value=vm-2", "c"},
-		"terms are in the body":               {`/v2/samples {"q":[{"field":"resource","value":"vm-2"}],"limit":1}`, "b"},
-		"terms are in both":                   {`/v2/samples?q.field=resource&q.value=vm-2 {"q":[{"field":"source","value":"lab"}]}`, "c"},
-		"the last of two equal terms holds":   {"/v2/samples?q.field=resource&q.value=vm-2&q.field=resource_id&q.value=vm-1", "a"},
-		"empty values ask for nothing":        {"/v2/samples?q.field=resource&q.value=&q.op=&q.type=", "d b c a"},
-		"None is not known":                   {"/v2/samples?q.field=user&q.value=None", "b"},
-		"no project":                          {"/v2/samples?q.field=project_id&q.value=None", "b"},
-		"strictly after":                      {"/v2/samples?q.field=timestamp&q.op=gt&q.value=2026-01-01T10:00:10", "d"},
-		"at or after":                         {"/v2/samples?q.field=timestamp&q.op=ge&q.value=2026-01-01T10:00:10", "d b c"},
-		"strictly before":                     {"/v2/samples?q.field=timestamp&q.op=lt&q.value=2026-01-01T10:00:10", "a"},
-		"at or before":                        {"/v2/samples?q.field=timestamp&q.op=le&q.value=2026-01-01T10:00:10", "b c a"},
-		"a zone is applied":                   {"/v2/samples?q.field=timestamp&q.op=lt&q.value=2026-01-01T12:00:10%2B02:00", "a"},
-		"an offset widens both sides":         {"/v2/samples?q.field=timestamp&q.op=ge&q.value=2026-01-01T10:01:10&q.field=timestamp&q.op=lt&q.value=2026-01-01T09:59:20&q.field=search_offset&q.op=eq&q.value=1", "b c"},
-		"the last lower bound holds":          {"/v2/samples?q.field=timestamp&q.op=ge&q.value=2026-01-01T10:00:00&q.field=timestamp&q.op=gt&q.value=2026-01-01T10:00:10", "d"},
-		"a number":                            {"/v2/samples?q.field=metadata.n&q.value=2", "a"},
-		"integer and float are numbers":       {"/v2/samples?q.field=metadata.n&q.value=2.0&q.type=float", "a"},
-		"text is no number":                   {"/v2/samples?q.field=metadata.n&q.value=2&q.type=string", ""},
-		"a text of digits":                    {"/v2/samples?q.field=metadata.s&q.value='2'", "a"},
-		"the long name":                       {"/v2/samples?q.field=resource_metadata.f&q.value=2.5", "a"},
-		"true":                                {"/v2/samples?q.field=metadata.b&q.value=True", "a"},
-		"true is not 1":                       {"/v2/samples?q.field=metadata.b&q.value=1", ""},
-		"a boolean in the body":               {`/v2/samples {"q":[{"field":"metadata.b","value":true}]}`, "a"},
-		"yes is true where it is typed":       {"/v2/samples?q.field=metadata.b&q.value=YES&q.type=boolean", "a"},
-		"a time":                              {"/v2/samples?q.field=metadata.t&q.value=2026-01-01T10:30%2B01:00&q.type=datetime", "a"},
-		"an element":                          {"/v2/samples?q.field=metadata.l[1]&q.value=1", "a"},
-		"a list":                              {"/v2/samples?q.field=metadata.l&q.value=['a',+1]", "a"},
-		"null":                                {"/v2/samples?q.field=metadata.o&q.value=None", "a"},
-		"a path":                              {"/v2/samples?q.field=metadata.deep.er.x&q.value=y", "a"},
-		"empty text":                          {"/v2/samples?q.field=metadata.empty&q.value=", "a"},
-		"unknown keys select nothing":         {"/v2/samples?q.field=metadata.zz&q.value=None", ""},
-		"types of other fields are ignored":   {"/v2/samples?q.field=resource&q.value=vm-1&q.type=blob", "a"},
-		"limit after the filter":              {"/v2/samples?limit=2&q.field=meter&q.value=load", "d b"},
+		"newest first, equal times as stored":     {"/v2/samples", "d b c a"},
+		"old and new names":                       {"/v2/meters/load", "d b a"},
+		"a meter in the query is overridden":      {"/v2/meters/load?q.field=meter&q.value=other", "d b a"},
+		"a meter in the query":                    {"/v2/samples?q.field=meter&q.value=other", "c"},
+		"an id in the query":                      {"/v2/samples?q.field=message_id&q.value=b", "b"},
+		"indexed terms":                           {"/v2/samples?q[1].field=source&q[1].value=lab&q[0].field=resource&q[0].value=vm-2", "c"},
+		"terms are in the body":                   {`/v2/samples {"q":[{"field":"resource","value":"vm-2"}],"limit":1}`, "b"},
+		"terms are in both":                       {`/v2/samples?q.field=resource&q.value=vm-2 {"q":[{"field":"source","value":"lab"}]}`, "c"},
+		"the last of two equal terms holds":       {"/v2/samples?q.field=resource&q.value=vm-2&q.field=resource_id&q.value=vm-1", "a"},
+		"empty values ask for nothing":            {"/v2/samples?q.field=resource&q.value=&q.op=&q.type=", "d b c a"},
+		"an empty last value takes the term back": {"/v2/samples?q.field=resource&q.value=vm-2&q.field=resource_id&q.value=", "d b c a"},
+		"None is not known":                       {"/v2/samples?q.field=user&q.value=None", "b"},
+		"no project":                              {"/v2/samples?q.field=project_id&q.value=None", "b"},
+		"strictly after":                          {"/v2/samples?q.field=timestamp&q.op=gt&q.value=2026-01-01T10:00:10", "d"},
+		"at or after":                             {"/v2/samples?q.field=timestamp&q.op=ge&q.value=2026-01-01T10:00:10", "d b c"},
+		"strictly before":                         {"/v2/samples?q.field=timestamp&q.op=lt&q.value=2026-01-01T10:00:10", "a"},
+		"at or before":                            {"/v2/samples?q.field=timestamp&q.op=le&q.value=2026-01-01T10:00:10", "b c a"},
+		"a zone is applied":                       {"/v2/samples?q.field=timestamp&q.op=lt&q.value=2026-01-01T12:00:10%2B02:00", "a"},
+		"an offset widens both sides":             {"/v2/samples?q.field=timestamp&q.op=ge&q.value=2026-01-01T10:01:10&q.field=timestamp&q.op=lt&q.value=2026-01-01T09:59:20&q.field=search_offset&q.op=eq&q.value=1", "b c"},
+		"the last lower bound holds":              {"/v2/samples?q.field=timestamp&q.op=ge&q.value=2026-01-01T10:00:00&q.field=timestamp&q.op=gt&q.value=2026-01-01T10:00:10", "d"},
+		"a number":                                {"/v2/samples?q.field=metadata.n&q.value=2", "a"},
+		"integer and float are numbers":           {"/v2/samples?q.field=metadata.n&q.value=2.0&q.type=float", "a"},
+		"text is no number":                       {"/v2/samples?q.field=metadata.n&q.value=2&q.type=string", ""},
+		"a text of digits":                        {"/v2/samples?q.field=metadata.s&q.value='2'", "a"},
+		"the long name":                           {"/v2/samples?q.field=resource_metadata.f&q.value=2.5", "a"},
+		"true":                                    {"/v2/samples?q.field=metadata.b&q.value=True", "a"},
+		"true is not 1":                           {"/v2/samples?q.field=metadata.b&q.value=1", ""},
+		"a boolean in the body":                   {`/v2/samples {"q":[{"field":"metadata.b","value":true}]}`, "a"},
+		"yes is true where it is typed":           {"/v2/samples?q.field=metadata.b&q.value=YES&q.type=boolean", "a"},
+		"a time":                                  {"/v2/samples?q.field=metadata.t&q.value=2026-01-01T10:30%2B01:00&q.type=datetime", "a"},
+		"an element":                              {"/v2/samples?q.field=metadata.l[1]&q.value=1", "a"},
+		"a list":                                  {"/v2/samples?q.field=metadata.l&q.value=['a',+1]", "a"},
+		"null":                                    {"/v2/samples?q.field=metadata.o&q.value=None", "a"},
+		"a path":                                  {"/v2/samples?q.field=metadata.deep.er.x&q.value=y", "a"},
+		"empty text":                              {"/v2/samples?q.field=metadata.empty&q.value=", "a"},
+		"unknown keys select nothing":             {"/v2/samples?q.field=metadata.zz&q.value=None", ""},
+		"types of other fields are ignored":       {"/v2/samples?q.field=resource&q.value=vm-1&q.type=blob", "a"},
+		"limit after the filter":                  {"/v2/samples?limit=2&q.field=meter&q.value=load", "d b"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, body, _ := strings.Cut(tc.path, " ")
@@ -300,6 +302,19 @@ func TestSamplesPrint(t *testing.T) {
 	} {
 		if status, got := get(h, path); status != http.StatusOK || got != want {
 			t.Errorf("%s: got %d %s\nwant %s", path, status, got, want)
+		}
+	}
+}
+
+func TestMetadataThatAreNoObjectAreEmpty(t *testing.T) {
+	for _, doc := range []string{"{broken", `[1]`, `"text"`, "null", "{} {}", "{\"a\":1,}"} {
+		s := gauge("a", "vm-1", 0, 1)
+		s.Metadata = []byte(doc)
+		h := api.New(storeOf(t, s), api.Options{})
+		for _, path := range []string{"/v2/samples/a", "/v2/samples/a?metadata=raw", "/v2/resources/vm-1?metadata=raw"} {
+			if status, got := get(h, path); status != http.StatusOK || !strings.Contains(got, `"metadata": {}`) {
+				t.Errorf("%s with %s: got %d %s", path, doc, status, got)
+			}
 		}
 	}
 }
@@ -609,7 +624,7 @@ func TestCapabilitiesSayWhatIsTrue(t *testing.T) {
 			t.Errorf("%s: got %d %s", function, status, body)
 		}
 	}
-	if kinds := []string{"api", "storage", "event_storage"}; len(all) != len(kinds) || !slices.ContainsFunc(kinds, func(k string) bool { return all[k] != nil }) {
-		t.Errorf("got %v", all)
+	if got, want := slices.Sorted(maps.Keys(all)), []string{"api", "event_storage", "storage"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -120,7 +120,9 @@ func (q *query) addEqual(field string, t object, terms []object, known fields) e
 	}
 	f, ok := stored[name]
 	switch {
-	case !ok || value == "": // "unique" selects nothing; an empty value asks for nothing
+	case !ok: // "unique" selects nothing
+	case value == "": // asks for nothing
+		delete(q.equal, f)
 	case value == "None" && (name == "user" || name == "project"):
 		q.equal[f] = nil
 	default:

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"strconv"
@@ -74,19 +75,29 @@ func (m *metadata) append(dst, doc []byte) []byte {
 	if len(doc) == 0 {
 		return append(dst, "{}"...)
 	}
-	if m.raw {
-		return append(dst, doc...)
-	}
-	if flat, ok := m.seen[string(doc)]; ok {
-		return append(dst, flat...)
+	if text, ok := m.seen[string(doc)]; ok {
+		return append(dst, text...)
 	}
 	start := len(dst)
-	dst = appendFlat(dst, doc)
+	if m.raw {
+		dst = appendRaw(dst, doc)
+	} else {
+		dst = appendFlat(dst, doc)
+	}
 	if m.seen == nil || len(m.seen) >= maxSeen {
 		m.seen = map[string][]byte{}
 	}
 	m.seen[string(doc)] = append([]byte(nil), dst[start:]...)
 	return dst
+}
+
+// appendRaw prints a JSON object as it was sent, and no object as an empty one:
+// nobody has read it so far.
+func appendRaw(dst, doc []byte) []byte {
+	if object := bytes.TrimLeft(doc, " \t\r\n"); !bytes.HasPrefix(object, []byte("{")) || !json.Valid(object) {
+		return append(dst, "{}"...)
+	}
+	return append(dst, doc...)
 }
 
 // appendFlat prints a JSON object flat: {"a":{"b":{"c":1}}} has the key a.b:c
