@@ -74,18 +74,48 @@ func parseSize(s string) (int64, error) {
 	return n, nil
 }
 
+// open opens the file for appending. It ends a line that was cut short when its
+// writer died, so that the next one does not continue it; the sample comes again.
 func (p *file) open() error {
-	f, err := os.OpenFile(p.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	f, err := os.OpenFile(p.path, os.O_APPEND|os.O_CREATE|os.O_RDWR, 0o640)
 	if err != nil {
 		return err
 	}
 	info, err := f.Stat()
+	if err == nil {
+		err = syncDir(filepath.Dir(p.path))
+	}
+	var size int64
+	if err == nil {
+		size, err = endLine(f, info.Size())
+	}
 	if err != nil {
 		_ = f.Close()
 		return err
 	}
-	p.f, p.size = f, info.Size()
+	p.f, p.size = f, size
 	return nil
+}
+
+func endLine(f *os.File, size int64) (int64, error) {
+	if size == 0 {
+		return 0, nil
+	}
+	var last [1]byte
+	if _, err := f.ReadAt(last[:], size-1); err != nil || last[0] == '\n' {
+		return size, err
+	}
+	n, err := f.WriteString("\n")
+	return size + int64(n), err
+}
+
+// syncDir makes the names in a folder survive a power loss.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // Publish writes and syncs the samples of all parts.
@@ -129,7 +159,7 @@ func (p *file) part(part *publisher.Part) error {
 }
 
 // flush writes and syncs what is in buf. When it fails nothing of it is left in
-// the file, so that no half line stays.
+// the file, or the file is opened again, so that no line continues half of one.
 func (p *file) flush() error {
 	if p.f == nil {
 		if err := p.open(); err != nil {
@@ -144,7 +174,11 @@ func (p *file) flush() error {
 		err = p.f.Sync()
 	}
 	if err != nil {
-		return errors.Join(err, p.f.Truncate(p.size))
+		if cut := p.f.Truncate(p.size); cut != nil {
+			err = errors.Join(err, cut, p.f.Close())
+			p.f = nil
+		}
+		return err
 	}
 	p.size += int64(len(p.buf))
 	p.buf = p.buf[:0]
@@ -152,10 +186,11 @@ func (p *file) flush() error {
 }
 
 func (p *file) rotate() error {
-	if err := p.f.Close(); err != nil {
+	f := p.f
+	p.f = nil // whatever comes, flush opens it again
+	if err := f.Close(); err != nil {
 		return err
 	}
-	p.f = nil
 	for n := p.backups; n > 0; n-- {
 		from := p.path
 		if n > 1 {
@@ -165,14 +200,7 @@ func (p *file) rotate() error {
 			return err
 		}
 	}
-	if err := p.open(); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(p.path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return p.open()
 }
 
 // Close closes the file.

@@ -228,6 +228,28 @@ func TestAFullDiskIsAnErrorAndLeavesNoHalfLine(t *testing.T) {
 	}
 }
 
+func TestALineThatWasCutShortIsNotContinued(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "samples")
+	if err := os.WriteFile(path, []byte("{\"volume\": 1}\n{\"volu"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := newFile(t, path, "?json")
+	if err := p.Publish(t.Context(), []publisher.Part{part(2)}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(strings.TrimSpace(string(data)), "\n")
+	if len(got) != 3 || got[0] != `{"volume": 1}` || got[1] != `{"volu` || !json.Valid([]byte(got[2])) {
+		t.Errorf("lines %q, want the whole one, the half one and a new one", got)
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() != p.size {
+		t.Errorf("size %d, want %v, %v", p.size, info, err)
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	dir := t.TempDir()
 	for url_, want := range map[string]string{
