@@ -10,8 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -32,6 +35,9 @@ func Load(path string, env []string, v any) error {
 		if err != nil {
 			return fmt.Errorf("read configuration: %w", err)
 		}
+		if !utf8.Valid(data) {
+			return fmt.Errorf("%s: it is no text in UTF-8", path)
+		}
 		if err := decode(data, v); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -42,28 +48,38 @@ func Load(path string, env []string, v any) error {
 		if !ok {
 			continue
 		}
-		err := decode(nest(strings.Split(strings.ToLower(key), "__"), value), v)
+		doc, err := nest(strings.Split(strings.ToLower(key), "__"), value)
+		if err == nil {
+			err = decode(doc, v)
+		}
 		if err != nil && slices.Contains(other, name) && strings.Contains(err.Error(), unknownKey) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("environment variable %s: %w", name, err)
+			return fmt.Errorf("environment variable %s: %s", name, lineNumber.ReplaceAllString(err.Error(), ""))
 		}
 	}
 	return nil
 }
 
+var lineNumber = regexp.MustCompile(`\bline \d+: `)
+
 // nest makes the document in which the key at the end of the path has a value.
-func nest(path []string, value string) []byte {
-	var b bytes.Buffer
-	for depth, key := range path {
-		if depth > 0 {
-			b.WriteString("\n" + strings.Repeat(" ", depth))
+// Only lists, groups and quoted text are read as YAML: elsewhere # and : mean
+// themselves. An empty value leaves the default.
+func nest(path []string, value string) ([]byte, error) {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Value: value}
+	if value != "" && strings.ContainsRune(`[{"'`, rune(value[0])) {
+		var doc yaml.Node
+		if err := yaml.Unmarshal([]byte(value), &doc); err != nil {
+			return nil, tidy(err)
 		}
-		b.WriteString(key + ":")
+		n = doc.Content[0]
 	}
-	b.WriteString(" " + value + "\n")
-	return b.Bytes()
+	for _, key := range slices.Backward(path) {
+		n = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Tag: "!!str", Value: key}, n}}
+	}
+	return yaml.Marshal(n)
 }
 
 const unknownKey = "unknown key"
@@ -81,27 +97,73 @@ func decode(data []byte, v any) error {
 func tidy(err error) error {
 	var types *yaml.TypeError
 	if !errors.As(err, &types) {
-		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		text := strings.TrimPrefix(err.Error(), "yaml: ")
+		if !strings.HasPrefix(text, "line ") {
+			text = "line 1: " + text // the library leaves it out
+		}
+		if strings.Contains(text, "cannot start any token") {
+			text += " (indent with spaces, not tabs; put text that begins with @, % or a backquote into quotes)"
+		}
+		return errors.New(text)
 	}
 	lines := make([]string, len(types.Errors))
 	for i, e := range types.Errors {
 		if at := strings.Index(e, " not found in type "); at >= 0 {
 			e = strings.Replace(e[:at], "field ", unknownKey+" ", 1)
 		}
-		lines[i] = e
+		lines[i] = wrongType.ReplaceAllStringFunc(e, func(e string) string {
+			m := wrongType.FindStringSubmatch(e)
+			return got(m[1], m[2]) + " is not " + wanted(m[3])
+		})
 	}
 	return errors.New(strings.Join(lines, "; "))
 }
 
-// Print writes the configuration as YAML.
+var wrongType = regexp.MustCompile("cannot unmarshal !!(\\w+)(?: `(.*)`)? into (.+)$")
+
+func got(tag, value string) string {
+	switch tag {
+	case "map":
+		return "a group of settings"
+	case "seq":
+		return "a list"
+	}
+	return strconv.Quote(value)
+}
+
+// wanted says what values of a Go type look like.
+func wanted(goType string) string {
+	switch {
+	case goType == "time.Duration":
+		return "a duration such as 500ms, 10s or 1h"
+	case goType == "bool":
+		return "true or false"
+	case goType == "string":
+		return "text"
+	case strings.HasPrefix(goType, "[]"):
+		return "a list"
+	case strings.HasPrefix(goType, "uint"):
+		return "a whole number from 0 up"
+	case strings.HasPrefix(goType, "int"):
+		return "a whole number"
+	}
+	return "a group of settings"
+}
+
+// Print writes the configuration as YAML, without passwords.
 func Print(w io.Writer, v any) error {
-	e := yaml.NewEncoder(w)
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
 	e.SetIndent(2)
-	if err := e.Encode(v); err != nil {
+	if err := errors.Join(e.Encode(v), e.Close()); err != nil {
 		return err
 	}
-	return e.Close()
+	_, err := w.Write(password.ReplaceAll(b.Bytes(), []byte("${1}***@")))
+	return err
 }
+
+// password finds the password of a URL.
+var password = regexp.MustCompile(`(://[^/:@\s]*:)[^/\s]*@`)
 
 // Find returns the first of the paths that exists, or "" if none does.
 func Find(paths ...string) (string, error) {
@@ -117,7 +179,8 @@ func Find(paths ...string) (string, error) {
 	return "", nil
 }
 
-// Dirs are the folders of a user: the system's for root, else the XDG ones.
+// Dirs are the folders of a user: the system's for root and for those who have
+// no home, else the XDG ones.
 type Dirs struct {
 	Config string // files that one edits
 	State  string // what must outlive a reboot
@@ -126,19 +189,19 @@ type Dirs struct {
 
 // UserDirs returns the folders for the user with the given id.
 func UserDirs(uid int, getenv func(string) string) Dirs {
-	if uid == 0 {
+	home := getenv("HOME")
+	if uid == 0 || home == "" {
 		return Dirs{Config: "/etc/kvmeter", State: "/var/lib/kvmeter", Run: "/run/kvmeter"}
 	}
 	xdg := func(name, fallback string) string {
 		if dir := getenv(name); filepath.IsAbs(dir) {
 			return filepath.Join(dir, "kvmeter")
 		}
-		return filepath.Join(fallback, "kvmeter")
+		return fallback
 	}
-	home := getenv("HOME")
 	return Dirs{
-		Config: xdg("XDG_CONFIG_HOME", filepath.Join(home, ".config")),
-		State:  xdg("XDG_STATE_HOME", filepath.Join(home, ".local/state")),
+		Config: xdg("XDG_CONFIG_HOME", filepath.Join(home, ".config/kvmeter")),
+		State:  xdg("XDG_STATE_HOME", filepath.Join(home, ".local/state/kvmeter")),
 		Run:    xdg("XDG_RUNTIME_DIR", filepath.Join(os.TempDir(), fmt.Sprintf("kvmeter-%d", uid))),
 	}
 }
