@@ -31,8 +31,8 @@ func NewSplitter(cfg *Config, node string) *Splitter {
 
 // Split calls emit with what each pipeline passes of b: b itself where that is
 // all of it, else a derived batch, which shares memory with b. Gaps pass every
-// pipeline. Of a batch that neither has samples that a pipeline passes nor gaps,
-// that pipeline passes nothing.
+// pipeline, so of a batch without any that has no sample for a pipeline, that
+// pipeline passes nothing.
 func (s *Splitter) Split(b *sample.Batch, emit func(p *Pipeline, part *sample.Batch)) {
 	for i := range s.cfg.Pipelines {
 		p := &s.cfg.Pipelines[i]
@@ -41,7 +41,7 @@ func (s *Splitter) Split(b *sample.Batch, emit func(p *Pipeline, part *sample.Ba
 			continue
 		}
 		switch n := s.mark(i, b); {
-		case n == b.Len() && n > 0:
+		case n == b.Len():
 			emit(p, b)
 		case n > 0 || len(b.Gaps) > 0:
 			emit(p, derive(b, s.keep, n, s.node, p.Name))
