@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -26,7 +24,7 @@ func pythonText(v any) string {
 	return string(appendRepr(nil, v))
 }
 
-func pythonRepr(s string) string { return string(appendReprString(nil, s)) }
+func pythonRepr(s string) string { return string(sample.AppendRepr(nil, s)) }
 
 // appendRepr prints a decoded JSON value as Python's repr does, objects sorted
 // by key.
@@ -42,7 +40,7 @@ func appendRepr(dst []byte, v any) []byte {
 	case json.Number:
 		return appendNumber(dst, v)
 	case string:
-		return appendReprString(dst, v)
+		return sample.AppendRepr(dst, v)
 	case []any:
 		dst = append(dst, '[')
 		for i, e := range v {
@@ -58,7 +56,7 @@ func appendRepr(dst []byte, v any) []byte {
 			if i > 0 {
 				dst = append(dst, ", "...)
 			}
-			dst = append(appendReprString(dst, k), ": "...)
+			dst = append(sample.AppendRepr(dst, k), ": "...)
 			dst = appendRepr(dst, v[k])
 		}
 		return append(dst, '}')
@@ -94,35 +92,6 @@ func appendNumber(dst []byte, n json.Number) []byte {
 		return append(dst, "-inf"...)
 	}
 	return append(dst, s...)
-}
-
-func appendReprString(dst []byte, s string) []byte {
-	quote := byte('\'')
-	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
-		quote = '"'
-	}
-	dst = append(dst, quote)
-	for _, r := range s {
-		switch {
-		case r == rune(quote), r == '\\':
-			dst = append(dst, '\\', byte(r))
-		case r == '\n':
-			dst = append(dst, `\n`...)
-		case r == '\r':
-			dst = append(dst, `\r`...)
-		case r == '\t':
-			dst = append(dst, `\t`...)
-		case unicode.IsPrint(r):
-			dst = utf8.AppendRune(dst, r)
-		case r < 0x100:
-			dst = fmt.Appendf(dst, `\x%02x`, r)
-		case r < 0x10000:
-			dst = fmt.Appendf(dst, `\u%04x`, r)
-		default:
-			dst = fmt.Appendf(dst, `\U%08x`, r)
-		}
-	}
-	return append(dst, quote)
 }
 
 // pythonLiteral reads text as Python's literal_eval does: numbers, True,

@@ -244,7 +244,7 @@ func metadataValues(text, kind string) ([]any, error) {
 		if err != nil {
 			return nil, unable
 		}
-		iso := string(appendTime(nil, at))
+		iso := string(sample.AppendTime(nil, at))
 		spaced := strings.Replace(iso, "T", " ", 1)
 		return []any{iso, iso + "Z", iso + "+00:00", spaced, spaced + "Z", spaced + "+00:00"}, nil
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/kvmeter/kvmeter/central/store"
@@ -37,18 +36,9 @@ func appendKnown(dst []byte, s string) []byte {
 	return appendString(dst, s)
 }
 
-// appendTime appends a time as the API prints it: UTC without a zone, with
-// microseconds where there are any.
-func appendTime(dst []byte, us int64) []byte {
-	layout := "2006-01-02T15:04:05"
-	if us%1e6 != 0 {
-		layout = "2006-01-02T15:04:05.000000"
-	}
-	return time.UnixMicro(us).UTC().AppendFormat(dst, layout)
-}
-
+// appendQuotedTime appends a time as the API prints it.
 func appendQuotedTime(dst []byte, us int64) []byte {
-	return append(appendTime(append(dst, '"'), us), '"')
+	return append(sample.AppendTime(append(dst, '"'), us), '"')
 }
 
 // field starts a member of an object.

@@ -5,9 +5,6 @@ import (
 	"encoding/json"
 	"strconv"
 	"strings"
-	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -58,7 +55,7 @@ func (w *writer) sample(dst []byte, s *sample.Sample) []byte {
 	optional("user_id", s.User)
 	optional("project_id", s.Project)
 	text("resource_id", s.Resource)
-	text("timestamp", timestamp(s.Time))
+	text("timestamp", string(sample.AppendTime(nil, s.Time)))
 	field("resource_metadata")
 	dst = append(dst, w.object(s.Metadata)...)
 	text("source", s.Source)
@@ -79,15 +76,6 @@ func (w *writer) object(raw []byte) []byte {
 		w.metadata[&raw[0]] = text
 	}
 	return text
-}
-
-// timestamp is Python's isoformat of a naive UTC time: no fraction where it is 0.
-func timestamp(us int64) string {
-	t := time.UnixMicro(us).UTC()
-	if t.Nanosecond() == 0 {
-		return t.Format("2006-01-02T15:04:05")
-	}
-	return t.Format("2006-01-02T15:04:05.000000")
 }
 
 // value appends a JSON text as Python would write what it reads of it; what is
@@ -144,6 +132,9 @@ func (w *writer) value(dst, raw []byte) []byte {
 
 // appendNumber appends an integer as it is, and a float as Python prints it.
 func appendNumber(dst []byte, s string) []byte {
+	if s == "-0" {
+		s = "0"
+	}
 	if strings.ContainsAny(s, ".eE") {
 		if f, err := strconv.ParseFloat(s, 64); err == nil {
 			return sample.AppendFloat(dst, f)
@@ -204,33 +195,5 @@ func quotePython(dst []byte, s string) []byte {
 	if plain(s) {
 		return append(append(append(dst, '\''), s...), '\'')
 	}
-	quote := rune('\'')
-	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
-		quote = '"'
-	}
-	dst = append(dst, byte(quote))
-	for _, c := range s {
-		switch {
-		case c == quote || c == '\\':
-			dst = append(dst, '\\', byte(c))
-		case c == '\n':
-			dst = append(dst, `\n`...)
-		case c == '\r':
-			dst = append(dst, `\r`...)
-		case c == '\t':
-			dst = append(dst, `\t`...)
-		case unicode.IsPrint(c):
-			dst = utf8.AppendRune(dst, c)
-		case c < 0x100:
-			dst = append(dst, '\\', 'x', hexDigits[c>>4], hexDigits[c&15])
-		case c < 0x10000:
-			dst = append(dst, '\\', 'u', hexDigits[c>>12], hexDigits[c>>8&15], hexDigits[c>>4&15], hexDigits[c&15])
-		default:
-			dst = append(dst, '\\', 'U')
-			for shift := 28; shift >= 0; shift -= 4 {
-				dst = append(dst, hexDigits[c>>shift&15])
-			}
-		}
-	}
-	return append(dst, byte(quote))
+	return sample.AppendRepr(dst, s)
 }

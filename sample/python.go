@@ -1,0 +1,58 @@
+package sample
+
+import (
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// AppendTime appends a time, in µs since the Unix epoch, as Ceilometer prints
+// it: Python's isoformat in UTC, without a zone, and without a fraction where
+// that is 0.
+func AppendTime(dst []byte, us int64) []byte {
+	layout := "2006-01-02T15:04:05"
+	if us%1e6 != 0 {
+		layout = "2006-01-02T15:04:05.000000"
+	}
+	return time.UnixMicro(us).UTC().AppendFormat(dst, layout)
+}
+
+const hexDigits = "0123456789abcdef"
+
+// AppendRepr appends Python's repr of a string, as Ceilometer prints text within
+// metadata.
+func AppendRepr(dst []byte, s string) []byte {
+	quote := '\''
+	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
+		quote = '"'
+	}
+	hex := func(letter byte, c rune, digits int) {
+		dst = append(dst, '\\', letter)
+		for shift := 4 * (digits - 1); shift >= 0; shift -= 4 {
+			dst = append(dst, hexDigits[c>>shift&15])
+		}
+	}
+	dst = append(dst, byte(quote))
+	for _, c := range s {
+		switch {
+		case c == quote || c == '\\':
+			dst = append(dst, '\\', byte(c))
+		case c == '\n':
+			dst = append(dst, `\n`...)
+		case c == '\r':
+			dst = append(dst, `\r`...)
+		case c == '\t':
+			dst = append(dst, `\t`...)
+		case unicode.IsPrint(c):
+			dst = utf8.AppendRune(dst, c)
+		case c < 0x100:
+			hex('x', c, 2)
+		case c < 0x10000:
+			hex('u', c, 4)
+		default:
+			hex('U', c, 8)
+		}
+	}
+	return append(dst, byte(quote))
+}
