@@ -17,9 +17,29 @@ func main() {
 	if len(os.Args) != 2 {
 		log.Fatal("usage: gendocs DOCS-FOLDER")
 	}
-	if err := os.WriteFile(filepath.Join(os.Args[1], "meters.md"), meters(), 0o644); err != nil {
+	docs := filepath.Clean(os.Args[1])
+	all, err := pages(filepath.Dir(docs))
+	if err != nil {
 		log.Fatal(err)
 	}
+	for name, page := range all {
+		if err := os.WriteFile(filepath.Join(docs, name), page, 0o644); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// pages returns the pages by name. The module's source is below root.
+func pages(root string) (map[string][]byte, error) {
+	settings, err := configPage(root)
+	if err != nil {
+		return nil, err
+	}
+	own, err := metricsPage()
+	if err != nil {
+		return nil, err
+	}
+	return map[string][]byte{"meters.md": meters(), "config.md": settings, "metrics.md": own}, nil
 }
 
 // resources says what the resource ids of the catalogue look like.
