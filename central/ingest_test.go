@@ -53,13 +53,9 @@ type fakeStore struct {
 	seen   map[uint64]bool
 	groups [][]uint64 // seqs
 	began  []time.Time
-	block  chan struct{} // Append waits until it is closed
 }
 
 func (f *fakeStore) Append(_ context.Context, batches []store.Received) ([]store.Stored, error) {
-	if f.block != nil {
-		<-f.block
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.began = append(f.began, time.Now())
@@ -213,36 +209,33 @@ func TestWhileTheStoreFailsNothingIsAckedAndItIsSaidOnce(t *testing.T) {
 	}
 }
 
+// waiting is a bus on which these messages wait.
+type waiting []bus.Message
+
+func (ms waiting) Consume(ctx context.Context, _ string, _ int, handle bus.Handler) error {
+	var ds []*bus.Delivery
+	for _, m := range ms {
+		ds = append(ds, &bus.Delivery{Message: m})
+	}
+	return handle(ctx, ds)
+}
+
 func TestWhatWaitsIsStoredTogetherUpToABound(t *testing.T) {
-	s := &fakeStore{block: make(chan struct{})}
-	r := start(t, s)
-	var ms []bus.Message
-	for seq := range uint64(9) {
+	var ms waiting
+	for seq := range uint64(8) {
 		ms = append(ms, sealed(t, seq, 4000))
 	}
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		r.send(ms[0]) // keeps the store busy
-	}()
-	time.Sleep(50 * time.Millisecond)
-	rest := make(chan struct{})
-	go func() {
-		defer close(rest)
-		r.send(ms[1:]...)
-	}()
-	time.Sleep(50 * time.Millisecond)
-	close(s.block)
-	<-sent
-	<-rest
-	// However the sleeps went, three batches make a group and no more.
-	for _, g := range s.groups {
-		if len(g) > 3 {
-			t.Errorf("group %v, want at most 3 batches of 4,000 samples", g)
-		}
+	s := &fakeStore{}
+	in, err := central.NewIngest(central.DefaultIngestConfig(), central.IngestDeps{Log: zap.NewNop(), Consumer: ms, Store: s, Keys: keys})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if len(s.groups) > 6 {
-		t.Errorf("groups %v: batches that waited were not stored together", s.groups)
+	if err := in.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// 10,000 samples make a group: three batches.
+	if diff := cmp.Diff([][]uint64{{0, 1, 2}, {3, 4, 5}, {6, 7}}, s.groups); diff != "" {
+		t.Errorf("groups (-want +got):\n%s", diff)
 	}
 }
 
