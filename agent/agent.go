@@ -273,7 +273,7 @@ func (a *Agent) allNotes() []string {
 	notes := slices.Clone(a.notes)
 	if a.guest != nil {
 		if err := a.guest.Err(); err != nil {
-			notes = append(notes, fmt.Sprintf("libvirt does not answer (%v): disk.device.* and check.* cannot be collected, and domains that are new have no project, user or display name; start libvirtd or virtqemud, or set libvirt: off", err))
+			notes = append(notes, fmt.Sprintf("libvirt does not answer (%v): disk.device.* and check.* cannot be collected, and domains that are new have no project, user or display name; CPU, disk bytes and network go on; start libvirtd or virtqemud, or set libvirt: off", err))
 		}
 	}
 	for _, f := range a.faults {

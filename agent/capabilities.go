@@ -34,8 +34,9 @@ func (a *Agent) DropCapabilities(ctx context.Context) error {
 	}
 	const readers = 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_SYS_PTRACE
 	none := uint64(0)
-	if a.guest == nil {
-		none = 1 << unix.CAP_SYS_PTRACE & have.permitted // NICs are found by looking into QEMU
+	if a.guest == nil || a.readers[0].Origin() == bpf.OriginCPUClock {
+		// NICs are found by looking into QEMU, and its disk bytes in /proc.
+		none = 1 << unix.CAP_SYS_PTRACE & have.permitted
 	}
 	for _, keep := range []uint64{none, readers & have.permitted} {
 		// Effective first, which can be taken back.

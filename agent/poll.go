@@ -81,6 +81,9 @@ func (a *Agent) poll(ctx context.Context, t *task) {
 		a.log.Warn("cannot look for domains; the known ones are polled", zap.Error(err))
 	}
 	at := a.read(ctx, t.usage != 0, t.nic != 0)
+	if ctx.Err() != nil {
+		return // the agent is ending; what it could not read is no gap yet
+	}
 	base := at.UnixMicro()
 	for _, d := range a.order {
 		if !d.ready {

@@ -56,7 +56,11 @@ func parsePolling(data []byte) ([]pollSource, error) {
 	}
 	var root yaml.Node
 	if err := yaml.Unmarshal(data, &root); err != nil {
-		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		text := strings.TrimPrefix(err.Error(), "yaml: ")
+		if strings.Contains(text, "alphabetic or numeric character") {
+			text += ` (a pattern that begins with * or ! needs quotes: "*")`
+		}
+		return nil, errors.New(text)
 	}
 	if len(root.Content) == 0 || root.Content[0].Kind != yaml.MappingNode {
 		return nil, errors.New("line 1: the file must have the key sources, a list")

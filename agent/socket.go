@@ -41,10 +41,10 @@ func (a *Agent) listen() (*server, error) {
 		return nil, fmt.Errorf("%w %s: stop it, or give this one another socket", ErrInUse, path)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make the folder of the local socket: %w", err)
+		return nil, unusable(err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove the socket of an agent that is gone: %w", err)
+		return nil, unusable(err)
 	}
 	// From the start nobody else may connect.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -56,7 +56,7 @@ func (a *Agent) listen() (*server, error) {
 	}}
 	l, err := config.Listen(context.Background(), "unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("open the local socket: %w", err)
+		return nil, unusable(err)
 	}
 	if err := share(path, a.cfg.SocketGroup); err != nil {
 		_ = l.Close()
@@ -72,6 +72,11 @@ func (a *Agent) listen() (*server, error) {
 			BaseContext: func(net.Listener) context.Context { return ctx },
 		},
 	}, nil
+}
+
+// unusable explains why there can be no local socket, and the way out.
+func unusable(err error) error {
+	return fmt.Errorf("open the local socket, which kvmeter top reads: %w: make its folder writable for this user, or choose another path of at most 107 bytes with the setting socket (empty: none)", err)
 }
 
 // share lets the group, if it exists and we may, use the socket.
