@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"strconv"
 	"sync"
@@ -45,6 +46,21 @@ type Config struct {
 
 // DefaultConfig returns the configuration of a broker on this host.
 func DefaultConfig() Config { return Config{URL: "amqp://localhost:5672/", Partitions: 1} }
+
+// MarshalYAML implements yaml.Marshaler. The password is left out.
+func (c Config) MarshalYAML() (any, error) {
+	type plain Config
+	p := plain(c)
+	if u, err := url.Parse(p.URL); err == nil && u.User != nil {
+		if _, has := u.User.Password(); has {
+			u.User = url.UserPassword(u.User.Username(), "xxxxx")
+			p.URL = u.String()
+		}
+	} else if err != nil {
+		p.URL = "not a URL"
+	}
+	return p, nil
+}
 
 // AMQP is the bus over RabbitMQ. It connects when it is first used, makes what
 // is missing of the topology, and reconnects until it is closed. Publishing
@@ -217,6 +233,7 @@ func (a *AMQP) explain(err error) error {
 	var timeout interface{ Timeout() bool }
 	var unknownCA x509.UnknownAuthorityError
 	var hostname x509.HostnameError
+	var noTLS tls.RecordHeaderError
 	at := "RabbitMQ at " + a.addr
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -225,6 +242,8 @@ func (a *AMQP) explain(err error) error {
 		return fmt.Errorf("%s does not answer (connection refused): is it running, and is this its port?", at)
 	case errors.As(err, &dns):
 		return fmt.Errorf("%s: the host's name can't be resolved: %w", at, dns)
+	case errors.As(err, &noTLS):
+		return fmt.Errorf("%s does not speak TLS on this port: use amqp:// in url, or its TLS port (usually 5671)", at)
 	case errors.As(err, &unknownCA):
 		return fmt.Errorf("%s shows a certificate that is not trusted (%w); set tls_ca to the certificate of its signer", at, unknownCA)
 	case errors.As(err, &hostname):
