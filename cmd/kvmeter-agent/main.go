@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kvmeter/kvmeter/agent"
@@ -62,8 +63,12 @@ libvirt, the read-only socket is enough.`,
 			if err := flags.Load(file, &cfg); err != nil {
 				return err
 			}
+			cfg.Partitions = cfg.AMQP.Partitions
 			if flags.Check {
-				return config.Print(cmd.OutOrStdout(), &cfg)
+				return errors.Join(config.Print(cmd.OutOrStdout(), &cfg), check(cfg))
+			}
+			if dryRun && !cmd.Flags().Changed("log-level") {
+				flags.LogLevel = "error" // what is missing is printed as notes
 			}
 			if format != "table" && format != "json" {
 				return fmt.Errorf("-f %s: it is table or json", format)
@@ -81,11 +86,28 @@ libvirt, the read-only socket is enough.`,
 			return errors.Join(err, done())
 		},
 	}
+	c.SetFlagErrorFunc(daemon.FlagError)
 	flags.Register(c.Flags(), file)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "collect once, print the samples, send nothing")
 	c.Flags().StringVarP(&format, "format", "f", "table", "of --dry-run: table or json")
 	c.Flags().BoolVar(&withoutBPF, "without-bpf", false, "read processes from /proc only")
 	return c
+}
+
+// check returns what the agent would refuse to start for.
+func check(cfg compute.Agent) error {
+	if err := host.CheckAgent(cfg.Config); err != nil {
+		return err
+	}
+	amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter-agent", zap.NewNop())
+	if err != nil {
+		return err
+	}
+	amqp.Close()
+	if cfg.Metrics == "" {
+		return nil
+	}
+	return daemon.CheckAddress("metrics", cfg.Metrics)
 }
 
 func run(ctx context.Context, cfg compute.Agent, deps agent.Deps) error {
@@ -95,8 +117,12 @@ func run(ctx context.Context, cfg compute.Agent, deps agent.Deps) error {
 		return err
 	}
 	defer func() { amqp.Close() }()
+	metrics, err := daemon.Metrics(cfg.Metrics, registry)
+	if err != nil {
+		return err
+	}
+	defer metrics.Close()
 	deps.Publisher, deps.Registry = amqp, registry
-	cfg.Partitions = cfg.AMQP.Partitions
 	a, err := agent.New(cfg.Config, deps)
 	if err != nil {
 		return err
@@ -106,7 +132,7 @@ func run(ctx context.Context, cfg compute.Agent, deps agent.Deps) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(ctx) })
-	g.Go(func() error { return daemon.Metrics(ctx, cfg.Metrics, registry) })
+	g.Go(func() error { return metrics.Serve(ctx) })
 	return g.Wait()
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -43,6 +44,7 @@ kvmeter notifier and kvmeter central run on the control plane.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+	root.SetFlagErrorFunc(daemon.FlagError)
 	root.AddGroup(&cobra.Group{ID: "daemon", Title: "Programs that run as a service:"}, &cobra.Group{ID: "ask", Title: "Commands that ask:"})
 	for _, c := range []*cobra.Command{upCommand(), notifierCommand(), centralCommand()} {
 		c.GroupID = "daemon"
@@ -59,7 +61,7 @@ kvmeter notifier and kvmeter central run on the control plane.`,
 // root or of the user.
 func sockets() []string {
 	var all []string
-	for _, run := range []string{config.UserDirs(0, os.Getenv).Run, daemon.Dirs().Run} {
+	for _, run := range slices.Compact([]string{config.UserDirs(0, os.Getenv).Run, daemon.Dirs().Run}) {
 		all = append(all, filepath.Join(run, "agent.sock"), filepath.Join(run, "up", "agent.sock"))
 	}
 	return all

@@ -3,6 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -14,6 +18,7 @@ import (
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
 	"github.com/kvmeter/kvmeter/cmd/internal/settings/control"
 	"github.com/kvmeter/kvmeter/notifier"
+	"github.com/kvmeter/kvmeter/notifier/publisher"
 	"github.com/kvmeter/kvmeter/notifier/publisher/all"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -36,7 +41,7 @@ them. Run as many as you like; each takes its share of the queues.`,
 				return err
 			}
 			if flags.Check {
-				return config.Print(cmd.OutOrStdout(), &cfg)
+				return errors.Join(config.Print(cmd.OutOrStdout(), &cfg), checkNotifier(cfg))
 			}
 			log, err := flags.Logger()
 			if err != nil {
@@ -49,25 +54,83 @@ them. Run as many as you like; each takes its share of the queues.`,
 	return c
 }
 
-func runNotifier(ctx context.Context, cfg control.Notifier, log *zap.Logger, registry *prometheus.Registry) (err error) {
-	keys, err := sample.LoadKeys(cfg.Keys)
+// checkNotifier returns what the notifier would refuse to start for.
+func checkNotifier(cfg control.Notifier) error {
+	amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter notifier", zap.NewNop())
 	if err != nil {
 		return err
 	}
+	amqp.Close()
+	_, err = openNotifier(cfg, notifier.Deps{Log: zap.NewNop(), Publishers: inert()})
+	if err != nil || cfg.Metrics == "" {
+		return err
+	}
+	return daemon.CheckAddress("metrics", cfg.Metrics)
+}
+
+// inert returns the publishers' schemes without what they open.
+func inert() []publisher.Scheme {
+	schemes := slices.Clone(all.Publishers)
+	for i := range schemes {
+		schemes[i].New = func(*url.URL, publisher.Deps) (publisher.Publisher, error) { return nil, nil }
+	}
+	return schemes
+}
+
+func runNotifier(ctx context.Context, cfg control.Notifier, log *zap.Logger, registry *prometheus.Registry) error {
+	metrics, err := daemon.Metrics(cfg.Metrics, registry)
+	if err != nil {
+		return err
+	}
+	defer metrics.Close()
 	amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter notifier", log)
 	if err != nil {
 		return err
 	}
 	defer func() { amqp.Close() }()
-	cfg.Partitions = cfg.AMQP.Partitions
-	n, err := notifier.New(cfg.Config, notifier.Deps{
-		Log: log, Consumer: amqp, Publisher: amqp, Keys: keys, Publishers: all.Publishers, Registry: registry,
-	})
+	n, err := openNotifier(cfg, notifier.Deps{Log: log, Consumer: amqp, Publisher: amqp, Publishers: all.Publishers, Registry: registry})
 	if err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.Run(ctx) })
-	g.Go(func() error { return daemon.Metrics(ctx, cfg.Metrics, registry) })
+	g.Go(func() error { return metrics.Serve(ctx) })
 	return errors.Join(g.Wait(), n.Close())
+}
+
+// openNotifier returns a notifier with the keys and the pipeline of the
+// configuration. That the pipeline is not there is an error unless it is the
+// default one.
+func openNotifier(cfg control.Notifier, deps notifier.Deps) (*notifier.Notifier, error) {
+	if err := checkPartitions(cfg.AMQP); err != nil {
+		return nil, err
+	}
+	cfg.Partitions = cfg.AMQP.Partitions
+	if cfg.Pipeline != "" && cfg.Pipeline != control.DefaultNotifier(daemon.Dirs()).Pipeline {
+		if _, err := os.Stat(cfg.Pipeline); err != nil {
+			return nil, fmt.Errorf("read pipeline: %w", err)
+		}
+	}
+	var err error
+	if deps.Keys, err = loadKeys(cfg.Keys, cfg.AllowUnsigned); err != nil {
+		return nil, err
+	}
+	return notifier.New(cfg.Config, deps)
+}
+
+// loadKeys reads the keys. A daemon without any would move every batch to the
+// dead letters.
+func loadKeys(dir string, allowUnsigned bool) (sample.Keys, error) {
+	keys, err := sample.LoadKeys(dir)
+	if err == nil && len(keys) == 0 && !allowUnsigned {
+		err = fmt.Errorf("there are no keys in %s, so every batch would be refused: put each node's secret there as NODE.key, or take unsigned batches with allow_unsigned: true", dir)
+	}
+	return keys, err
+}
+
+func checkPartitions(cfg bus.Config) error {
+	if cfg.Partitions < 1 {
+		return fmt.Errorf("amqp.partitions %d: must be at least 1", cfg.Partitions)
+	}
+	return nil
 }

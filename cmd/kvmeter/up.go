@@ -51,7 +51,7 @@ see every domain; an ordinary user gets what /proc gives.`,
 				cfg.Agent.Libvirt = agent.Sockets{libvirt}
 			}
 			if flags.Check {
-				return config.Print(cmd.OutOrStdout(), &cfg)
+				return errors.Join(config.Print(cmd.OutOrStdout(), &cfg), checkUp(cfg))
 			}
 			log, err := flags.Logger()
 			if err != nil {
@@ -81,43 +81,52 @@ func daemonAnswers(path string) bool {
 	return true
 }
 
+// checkUp returns what the all-in-one would refuse to start for.
+func checkUp(cfg control.Up) error {
+	if err := host.CheckAgent(cfg.Agent); err != nil {
+		return err
+	}
+	if _, err := notifier.New(cfg.Notifier, notifier.Deps{Log: zap.NewNop(), Publishers: inert()}); err != nil {
+		return err
+	}
+	return checkServed(cfg.Store, cfg.API, cfg.Metrics)
+}
+
 func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger) error {
-	for _, dir := range []string{filepath.Dir(cfg.Agent.Socket), filepath.Dir(cfg.Store.Path)} {
-		if err := os.MkdirAll(dir, 0o750); err != nil {
-			return makeFolder(err)
-		}
+	if err := checkUp(cfg); err != nil {
+		return err
+	}
+	if err := makeFolders(&cfg); err != nil {
+		return err
 	}
 	registry := daemon.Registry()
-	local := bus.NewLocal(1, log)
-	n, err := notifier.New(cfg.Notifier, notifier.Deps{
-		Log: log, Consumer: local, Publisher: local, Publishers: all.Publishers, Registry: registry,
-	})
+	metrics, err := daemon.Metrics(cfg.Metrics, registry)
 	if err != nil {
 		return err
 	}
-	deps, done := host.Open(log, withoutBPF)
-	deps.Publisher, deps.Registry = local, registry
-	a, err := agent.New(cfg.Agent, deps)
-	if err != nil {
-		return errors.Join(err, done(), n.Close())
-	}
-	err = withStore(cfg.Store, log, registry, func(s store.Store) error {
+	defer metrics.Close()
+	return serveStore(ctx, cfg.Store, cfg.API, log, registry, func(ctx context.Context, s store.Store) error {
+		local := bus.NewLocal(1, log)
 		ingest, err := central.NewIngest(cfg.Central, central.IngestDeps{Log: log, Consumer: local, Store: s, Registry: registry})
 		if err != nil {
 			return err
 		}
-		return runInOrder(ctx, log,
-			[]func(context.Context) error{
-				a.Run,
-			},
-			[]func(context.Context) error{
-				n.Run,
-				ingest.Run,
-				func(ctx context.Context) error { return serveAPI(ctx, cfg.API, s, log) },
-				func(ctx context.Context) error { return daemon.Metrics(ctx, cfg.Metrics, registry) },
-			})
+		n, err := notifier.New(cfg.Notifier, notifier.Deps{
+			Log: log, Consumer: local, Publisher: local, Publishers: all.Publishers, Registry: registry,
+		})
+		if err != nil {
+			return err
+		}
+		deps, done := host.Open(log, withoutBPF)
+		deps.Publisher, deps.Registry = local, registry
+		a, err := agent.New(cfg.Agent, deps)
+		if err == nil {
+			err = runInOrder(ctx, log,
+				[]func(context.Context) error{a.Run},
+				[]func(context.Context) error{n.Run, ingest.Run, metrics.Serve})
+		}
+		return errors.Join(err, done(), n.Close())
 	})
-	return errors.Join(err, done(), n.Close())
 }
 
 // runInOrder runs all functions until one fails or ctx ends, then ends the
@@ -143,8 +152,13 @@ func runInOrder(ctx context.Context, log *zap.Logger, sources, sinks []func(cont
 	return errors.Join(err, sink.Wait())
 }
 
-// makeFolder explains why a folder can't be made.
-func makeFolder(err error) error {
+// makeFolders makes the folders of the socket, which guards itself, and of the
+// store.
+func makeFolders(cfg *control.Up) error {
+	err := os.MkdirAll(filepath.Dir(cfg.Store.Path), 0o750)
+	if err == nil && cfg.Agent.Socket != "" {
+		err = os.MkdirAll(filepath.Dir(cfg.Agent.Socket), 0o755)
+	}
 	if errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w: run as root, or choose folders of your own with --state and --run", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -47,6 +48,11 @@ func (f *Flags) RegisterLog(fs *pflag.FlagSet) {
 	fs.StringVar(&f.LogFormat, "log-format", "console", "console or json")
 }
 
+// FlagError says where the flags of a command are listed.
+func FlagError(c *cobra.Command, err error) error {
+	return fmt.Errorf("%w (%s --help lists the flags)", err, c.CommandPath())
+}
+
 // Load fills cfg from the file and the environment. The file of the flag must
 // be there, the default one need not.
 func (f *Flags) Load(file string, cfg any) error {
@@ -54,7 +60,7 @@ func (f *Flags) Load(file string, cfg any) error {
 	if path == "" {
 		found, err := config.Find(file)
 		if err != nil {
-			return err
+			return fmt.Errorf("look for the configuration: %w; name its file with --config, or set HOME to a folder of this user", err)
 		}
 		path = found
 	}
@@ -66,7 +72,7 @@ func (f *Flags) Load(file string, cfg any) error {
 func (f *Flags) Logger() (*zap.Logger, error) {
 	level, err := zapcore.ParseLevel(f.LogLevel)
 	if err != nil {
-		return nil, fmt.Errorf("--log-level: %w", err)
+		return nil, fmt.Errorf("--log-level %q: it is debug, info, warn or error", f.LogLevel)
 	}
 	c := zap.NewProductionConfig()
 	c.Level = zap.NewAtomicLevelAt(level)
@@ -99,38 +105,73 @@ func Registry() *prometheus.Registry {
 	return r
 }
 
-// Metrics serves the registry's page at /metrics of addr until ctx ends. An
-// empty addr serves nothing.
-func Metrics(ctx context.Context, addr string, r *prometheus.Registry) error {
+// Page is an HTTP page: its port is open, so that nothing needs to start where
+// the port is taken, and it answers while it is served. The nil Page is one that
+// is off.
+type Page struct {
+	listener net.Listener
+	handler  http.Handler
+}
+
+// Metrics opens the port of the page /metrics, of the registry's figures. An
+// empty addr returns nil.
+func Metrics(addr string, r *prometheus.Registry) (*Page, error) {
 	if addr == "" {
-		return nil
-	}
-	l, err := Listen("the metrics page", "metrics", addr)
-	if err != nil {
-		return err
+		return nil, nil
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
-	return Serve(ctx, l, mux)
+	return Open("the metrics page", "metrics", addr, mux)
 }
 
-// Listen opens a TCP port. What is served and the key that names the address
-// go into the error.
-func Listen(what, key, addr string) (net.Listener, error) {
+// Open opens the TCP port of a page. What the page is and the setting that holds
+// its address go into the error.
+func Open(what, setting, addr string, h http.Handler) (*Page, error) {
+	if err := CheckAddress(setting, addr); err != nil {
+		return nil, err
+	}
 	l, err := net.Listen("tcp", addr)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("%s cannot listen on %s: another program does; end it, or choose another address with %s", what, addr, key)
+		return nil, fmt.Errorf("%s cannot listen on %s: another program does; end it, or set %s to another address", what, addr, setting)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("%s cannot listen on %s: this host has no such address; set %s to one that it has", what, addr, setting)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("%s cannot listen on %s: ports below 1024 need root or CAP_NET_BIND_SERVICE; set %s to a higher one", what, addr, setting)
 	case err != nil:
-		return nil, fmt.Errorf("%s cannot listen on %s: %w (setting: %s)", what, addr, err, key)
+		return nil, fmt.Errorf("%s cannot listen on %s: %w (setting: %s)", what, addr, err, setting)
 	}
-	return l, nil
+	return &Page{l, h}, nil
 }
 
-// Serve answers HTTP on l until ctx ends, then lets requests finish for a
-// moment.
-func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+// CheckAddress returns an error unless addr is host:port.
+func CheckAddress(setting, addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %q is not host:port, such as 127.0.0.1:8777", setting, addr)
+	}
+	return nil
+}
+
+// URL returns the page's address.
+func (p *Page) URL() string { return "http://" + p.listener.Addr().String() }
+
+// Close closes the port of a page that is not served.
+func (p *Page) Close() {
+	if p != nil {
+		_ = p.listener.Close()
+	}
+}
+
+// Serve answers until ctx ends, then lets requests finish for a moment.
+func (p *Page) Serve(ctx context.Context) error {
+	if p == nil {
+		return nil
+	}
+	s := &http.Server{Handler: p.handler, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	var g errgroup.Group
 	done := make(chan struct{})
 	g.Go(func() error {
@@ -146,10 +187,10 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		}
 		return nil
 	})
-	err := s.Serve(l)
+	err := s.Serve(p.listener)
 	close(done)
 	if !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		return fmt.Errorf("serve %s: %w", p.URL(), err)
 	}
 	return g.Wait()
 }

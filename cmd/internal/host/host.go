@@ -8,7 +8,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/agent"
+	"github.com/kvmeter/kvmeter/collectors"
 	"github.com/kvmeter/kvmeter/collectors/all"
+	"github.com/kvmeter/kvmeter/collectors/procfs"
 	"github.com/kvmeter/kvmeter/collectors/rtnl"
 )
 
@@ -25,4 +27,12 @@ func Open(log *zap.Logger, withoutBPF bool) (deps agent.Deps, done func() error)
 	}
 	deps.Links = links
 	return deps, func() error { return errors.Join(all.Close(deps.Usage), links.Close()) }
+}
+
+// CheckAgent returns what an agent of this configuration would refuse to start
+// for, its key and polling.yaml included. It starts nothing and leaves nothing.
+func CheckAgent(cfg agent.Config) error {
+	cfg.Socket = ""
+	_, err := agent.New(cfg, agent.Deps{Log: zap.NewNop(), Usage: []collectors.UsageReader{procfs.New(zap.NewNop())}})
+	return err
 }

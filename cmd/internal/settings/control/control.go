@@ -61,15 +61,16 @@ func DefaultCentral(dirs config.Dirs) Central {
 type Store struct {
 	// Path is the folder of the store.
 	Path string `yaml:"path"`
-	// Retention is how long samples are kept; 0: for ever.
+	// Retention is how long samples are kept, in whole days; 0s: for ever.
 	Retention time.Duration `yaml:"retention"`
 	// MinFree is the floor of free disk space, in bytes: below it nothing is
-	// stored until there is space again.
+	// stored until there is space again. 0: 1 GiB, or 5 % of a smaller disk
+	// than 20 GiB.
 	MinFree uint64 `yaml:"min_free"`
 }
 
 func defaultStore(state string) Store {
-	return Store{Path: filepath.Join(state, "store"), Retention: 30 * 24 * time.Hour, MinFree: 1 << 30}
+	return Store{Path: filepath.Join(state, "store"), Retention: 30 * 24 * time.Hour}
 }
 
 // API is the part of central.yaml and up.yaml about the API.
