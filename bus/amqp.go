@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"os"
 	"strconv"
 	"sync"
@@ -46,21 +45,6 @@ type Config struct {
 
 // DefaultConfig returns the configuration of a broker on this host.
 func DefaultConfig() Config { return Config{URL: "amqp://localhost:5672/", Partitions: 1} }
-
-// MarshalYAML implements yaml.Marshaler. The password is left out.
-func (c Config) MarshalYAML() (any, error) {
-	type plain Config
-	p := plain(c)
-	if u, err := url.Parse(p.URL); err == nil && u.User != nil {
-		if _, has := u.User.Password(); has {
-			u.User = url.UserPassword(u.User.Username(), "xxxxx")
-			p.URL = u.String()
-		}
-	} else if err != nil {
-		p.URL = "not a URL"
-	}
-	return p, nil
-}
 
 // AMQP is the bus over RabbitMQ. It connects when it is first used, makes what
 // is missing of the topology, and reconnects until it is closed. Publishing
