@@ -22,7 +22,7 @@ func Usage(log *zap.Logger, withoutBPF bool) (readers []collectors.UsageReader, 
 		r, err = ebpf.Open(log, ebpf.Options{})
 	}
 	if err != nil {
-		notes = append(notes, fmt.Sprintf("BPF cannot be used (%v): CPU time is read from /proc instead, at more cost", err))
+		notes = append(notes, fmt.Sprintf("CPU time is read from /proc, at more cost, since BPF cannot be used: %v", err))
 	} else {
 		readers = append(readers, r)
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -128,8 +129,9 @@ func (k *link) call(ctx context.Context, f func() error) error {
 	defer timer.Stop()
 	select {
 	case err := <-done:
-		if errors.Is(err, io.EOF) || errors.Is(err, golibvirt.ErrInterrupted) {
-			return fmt.Errorf("%w: %w", errClosed, err)
+		// The library says EINVAL of a connection that it has given up.
+		if errors.Is(err, io.EOF) || errors.Is(err, golibvirt.ErrInterrupted) || errors.Is(err, syscall.EINVAL) {
+			return errClosed
 		}
 		return err
 	case <-timer.C:

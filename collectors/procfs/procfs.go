@@ -220,7 +220,7 @@ func (r *Reader) readIO(dir int, u *bpf.Usage) {
 	u.HasIO = err == nil
 	if err != nil && !exited(err) && !r.saidIO {
 		r.saidIO = true
-		r.log.Warn("no disk bytes without BPF: /proc/PID/io can't be read; it takes CAP_SYS_PTRACE or QEMU's uid",
+		r.log.Debug("no disk bytes without BPF: /proc/PID/io can't be read; it takes CAP_SYS_PTRACE or QEMU's uid",
 			zap.Error(err))
 	}
 }
