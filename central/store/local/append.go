@@ -117,7 +117,6 @@ func (s *Store) store(group []*request) error {
 	}
 	recorded := s.options.Clock().UnixMicro()
 	w := s.db.NewBatch()
-	defer w.Close()
 	var accepted []newBatch
 	epochs := map[epoch]seqSet{}
 	ids := map[sample.BatchID]bool{}
@@ -131,6 +130,7 @@ func (s *Store) store(group []*request) error {
 			b := in.Batch
 			if err := store.CheckBatch(b); err != nil {
 				r.stored[i].Refused = err
+				s.metrics.refused()
 				continue
 			}
 			known, err := s.known(b, epochs, ids)
@@ -139,6 +139,7 @@ func (s *Store) store(group []*request) error {
 			}
 			if known {
 				r.stored[i].Duplicate = true
+				s.metrics.duplicate()
 				continue
 			}
 			if err := s.logBatch(w, next, recorded, in); err != nil {

@@ -15,16 +15,19 @@ import (
 )
 
 // disk is the file system under Pebble. Pebble ends the process when its log
-// or manifest cannot be written, so a write that finds no space waits here
-// until there is some; reads go on, and Append returns [store.ErrDiskFull]
-// meanwhile.
+// or manifest cannot be written, so it never sees such an error: a write that
+// finds no space waits here until there is some, while Append returns
+// [store.ErrDiskFull]; a write that fails otherwise fails the store and never
+// returns. Reads go on in both cases.
 type disk struct {
 	vfs.FS
 	dir     string
 	minFree uint64
 	log     *zap.Logger
+	fail    func(error) error
 
 	mu      sync.Mutex
+	running bool          // before, errors are returned as they are
 	waiting int           // writes that wait for space
 	stall   chan struct{} // closed while there are some
 	checked time.Time
@@ -34,8 +37,41 @@ type disk struct {
 // freeCheckEvery is how old the last look at the free space may be.
 const freeCheckEvery = time.Second
 
-func newDisk(fs vfs.FS, dir string, minFree uint64, log *zap.Logger) *disk {
-	return &disk{FS: fs, dir: dir, minFree: minFree, log: log, stall: make(chan struct{})}
+func newDisk(fs vfs.FS, dir string, minFree uint64, log *zap.Logger, fail func(error) error) *disk {
+	return &disk{FS: fs, dir: dir, minFree: minFree, log: log, fail: fail, stall: make(chan struct{})}
+}
+
+// run makes errors wait from now on.
+func (d *disk) run() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.running = true
+}
+
+// makeFolder makes a folder and its missing parents, and syncs the entries of
+// those and of the folder itself: what is stored later is of no use if the
+// folder is not found after a power cut.
+func (d *disk) makeFolder(path string) error {
+	parents := []string{d.PathDir(path)}
+	for p := parents[0]; p != d.PathDir(p); p = d.PathDir(p) {
+		if _, err := d.Stat(p); err == nil {
+			break
+		}
+		parents = append(parents, d.PathDir(p))
+	}
+	if err := d.MkdirAll(path, 0o750); err != nil {
+		return err
+	}
+	for _, p := range parents {
+		f, err := d.OpenDir(p)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("sync folder %s: %w", p, err)
+		}
+	}
+	return nil
 }
 
 // check returns an error below the floor of free space.
@@ -88,29 +124,51 @@ func (d *disk) stalled() <-chan struct{} {
 	return d.stall
 }
 
-// retry does op again and again while it finds no space.
-func (d *disk) retry(op func() error) error {
+// write does op again and again while it finds no space, and does not return
+// from another error.
+func (d *disk) write(op func() error) error {
 	err := op()
-	if !noSpace(err) {
+	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrExist) {
 		return err
 	}
 	d.mu.Lock()
-	if d.waiting++; d.waiting == 1 {
-		close(d.stall)
-		d.log.Error("disk is full; the store waits for space", zap.String("folder", d.dir))
+	if !d.running {
+		d.mu.Unlock()
+		return err
+	}
+	if noSpace(err) {
+		if d.waiting++; d.waiting == 1 {
+			close(d.stall)
+			d.log.Error("disk is full; the store waits for space", zap.String("folder", d.dir))
+		}
+		d.mu.Unlock()
+		for noSpace(err) {
+			time.Sleep(100 * time.Millisecond)
+			err = op()
+		}
+		d.mu.Lock()
+		if d.waiting--; d.waiting == 0 {
+			d.stall = make(chan struct{})
+			d.log.Info("disk has space again")
+		}
 	}
 	d.mu.Unlock()
-	for noSpace(err) {
-		time.Sleep(100 * time.Millisecond)
-		err = op()
+	return d.must(err)
+}
+
+// must returns only where there is no error.
+func (d *disk) must(err error) error {
+	if err == nil {
+		return nil
 	}
 	d.mu.Lock()
-	if d.waiting--; d.waiting == 0 {
-		d.stall = make(chan struct{})
-		d.log.Info("disk has space again")
-	}
+	running := d.running
 	d.mu.Unlock()
-	return err
+	if !running {
+		return err
+	}
+	_ = d.fail(err)
+	select {}
 }
 
 func noSpace(err error) bool {
@@ -122,7 +180,7 @@ func (d *disk) Unwrap() vfs.FS { return d.FS }
 
 func (d *disk) file(open func() (vfs.File, error)) (vfs.File, error) {
 	var f vfs.File
-	err := d.retry(func() (err error) {
+	err := d.write(func() (err error) {
 		f, err = open()
 		return err
 	})
@@ -147,23 +205,28 @@ func (d *disk) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (
 	return d.file(func() (vfs.File, error) { return d.FS.ReuseForWrite(oldname, newname, c) })
 }
 
+// OpenDir implements [vfs.FS].
+func (d *disk) OpenDir(name string) (vfs.File, error) {
+	return d.file(func() (vfs.File, error) { return d.FS.OpenDir(name) })
+}
+
 // Link implements [vfs.FS].
 func (d *disk) Link(oldname, newname string) error {
-	return d.retry(func() error { return d.FS.Link(oldname, newname) })
+	return d.write(func() error { return d.FS.Link(oldname, newname) })
 }
 
 // Rename implements [vfs.FS].
 func (d *disk) Rename(oldname, newname string) error {
-	return d.retry(func() error { return d.FS.Rename(oldname, newname) })
+	return d.write(func() error { return d.FS.Rename(oldname, newname) })
 }
 
 // MkdirAll implements [vfs.FS].
 func (d *disk) MkdirAll(dir string, perm os.FileMode) error {
-	return d.retry(func() error { return d.FS.MkdirAll(dir, perm) })
+	return d.write(func() error { return d.FS.MkdirAll(dir, perm) })
 }
 
-// diskFile is a file that waits for space. A sync is not tried again: what it
-// could not write may be gone from the page cache.
+// diskFile is a file whose writes wait for space. A sync is not tried again:
+// what it could not write may be gone from the page cache.
 type diskFile struct {
 	vfs.File
 	disk *disk
@@ -172,7 +235,7 @@ type diskFile struct {
 // Write implements [vfs.File].
 func (f *diskFile) Write(p []byte) (int, error) {
 	done := 0
-	err := f.disk.retry(func() error {
+	err := f.disk.write(func() error {
 		n, err := f.File.Write(p[done:])
 		done += n
 		return err
@@ -183,7 +246,7 @@ func (f *diskFile) Write(p []byte) (int, error) {
 // WriteAt implements [vfs.File].
 func (f *diskFile) WriteAt(p []byte, at int64) (int, error) {
 	done := 0
-	err := f.disk.retry(func() error {
+	err := f.disk.write(func() error {
 		n, err := f.File.WriteAt(p[done:], at+int64(done))
 		done += n
 		return err
@@ -199,3 +262,18 @@ func (f *diskFile) Preallocate(offset, length int64) error {
 	}
 	return nil
 }
+
+// Sync implements [vfs.File].
+func (f *diskFile) Sync() error { return f.disk.must(f.File.Sync()) }
+
+// SyncData implements [vfs.File].
+func (f *diskFile) SyncData() error { return f.disk.must(f.File.SyncData()) }
+
+// SyncTo implements [vfs.File].
+func (f *diskFile) SyncTo(length int64) (fullSync bool, err error) {
+	fullSync, err = f.File.SyncTo(length)
+	return fullSync, f.disk.must(err)
+}
+
+// Close implements [vfs.File].
+func (f *diskFile) Close() error { return f.disk.must(f.File.Close()) }

@@ -30,7 +30,6 @@ func (s *Store) expire() error {
 		return nil
 	}
 	b := s.db.NewBatch()
-	defer b.Close()
 	if err := s.dropDays(b, days[keep-1], cutoff); err != nil {
 		return fmt.Errorf("drop days: %w", err)
 	}

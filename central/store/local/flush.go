@@ -99,7 +99,6 @@ func (s *Store) writeHead(h *head, dims dimensions) error {
 		return err
 	}
 	b := s.db.NewBatchWithSize(int(h.bytes / 2))
-	defer b.Close()
 	f := &flusher{store: s, batch: b, generation: s.generation + 1, days: map[day]bool{}, states: map[*resource]*state{}, slots: make([]*series, len(dims.meters))}
 	if err := f.head(h); err != nil {
 		return fmt.Errorf("encode head: %w", err)
@@ -122,10 +121,10 @@ func (s *Store) swap(b *pebble.Batch, f *flusher) error {
 	if err := s.swapUnsynced(b, f); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
-	if err := b.SyncWait(); err != nil {
-		return fmt.Errorf("flush: %w", s.fail(err))
+	if err := s.guard(b.SyncWait); err != nil {
+		return fmt.Errorf("flush: %w", err)
 	}
-	return nil
+	return b.Close()
 }
 
 func (s *Store) swapUnsynced(b *pebble.Batch, f *flusher) error {

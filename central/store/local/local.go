@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -132,18 +131,13 @@ type epoch struct {
 // Open opens the store in a folder, which it makes if it is not there.
 func Open(dir string, options Options) (*Store, error) {
 	o := options.withDefaults()
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
 	s := &Store{
-		options: o, log: o.Log, disk: newDisk(o.fs, dir, o.MinFree, o.Log), requests: make(chan *request, 64), kick: make(chan chan error), frozenUp: make(chan struct{}, 1),
+		options: o, log: o.Log, requests: make(chan *request, 64), kick: make(chan chan error), frozenUp: make(chan struct{}, 1),
 		stop: make(chan struct{}), failing: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{},
 	}
+	s.disk = newDisk(o.fs, dir, o.MinFree, o.Log, s.fail)
 	s.metrics = newMetrics(s)
-	if err := contain(func() error { return s.open(dir) }); err != nil {
-		if failed := s.failure(); failed != nil {
-			err = failed // says why
-		}
+	if err := s.contain(func() error { return s.open(dir) }, s.disk.stalled()); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.release())
 	}
 	if err := s.metrics.register(o.Registry); err != nil {
@@ -160,7 +154,10 @@ func (s *Store) open(dir string) error {
 		return err
 	}
 	samples := filepath.Join(dir, "samples")
-	if err := s.disk.MkdirAll(samples, 0o750); err != nil {
+	if err := s.disk.makeFolder(dir); err != nil {
+		return err
+	}
+	if err := s.disk.makeFolder(samples); err != nil {
 		return err
 	}
 	if s.lock, err = pebble.LockDirectory(samples, s.disk); err != nil {
@@ -169,6 +166,7 @@ func (s *Store) open(dir string) error {
 	if s.db, err = pebble.Open(samples, s.pebbleOptions()); err != nil {
 		return fmt.Errorf("open samples: %w", err)
 	}
+	s.disk.run()
 	flushed, err := s.loadState()
 	if err != nil {
 		return err
@@ -182,44 +180,38 @@ func (s *Store) open(dir string) error {
 	return s.replay(flushed)
 }
 
-// release closes what is open.
+// release closes what is open. A Pebble that hangs in a write is left as it is.
 func (s *Store) release() error {
 	var errs []error
+	if s.db != nil {
+		errs = append(errs, s.contain(s.db.Close, s.disk.stalled()))
+	}
 	if s.catalogue != nil {
 		errs = append(errs, s.catalogue.db.Close())
 	}
-	if s.db != nil && s.failure() == nil {
-		errs = append(errs, contain(s.db.Close))
-	}
-	if s.lock != nil {
+	if s.lock != nil && s.failure() == nil {
 		errs = append(errs, s.lock.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// Close flushes and closes the store. Appends that are waiting fail.
+// Close flushes and closes the store. Appends that are waiting fail. It does
+// not wait for a full disk.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		s.metrics.unregister()
 		close(s.stop)
-		ended := make(chan struct{})
-		go func() {
+		err := s.contain(func() error {
 			s.wg.Wait()
-			close(ended)
-		}()
-		select {
-		case <-ended:
-		case <-s.disk.stalled():
-			// A write waits for space. Nothing is lost: it was not acknowledged.
-			s.closed = fmt.Errorf("close store: %w", s.disk.full())
+			if err := s.flushAll(); err != nil {
+				// Nothing is lost: the next start reads the batches again.
+				s.log.Warn("store closed without a flush", zap.Error(err))
+			}
+			return nil
+		}, s.disk.stalled())
+		if err != nil {
+			s.closed = fmt.Errorf("close store: %w", errors.Join(err, s.catalogue.db.Close()))
 			return
-		case <-s.failing: // Pebble may hang: it is left as it is
-			s.closed = errors.Join(s.failure(), s.catalogue.db.Close())
-			return
-		}
-		if err := s.flushAll(); err != nil {
-			// Nothing is lost: the next start reads the batches again.
-			s.log.Warn("store closed without a flush", zap.Error(err))
 		}
 		s.closed = s.release()
 	})
@@ -267,39 +259,54 @@ func (s *Store) fail(err error) error {
 	return s.failed
 }
 
-// commit applies a Pebble batch and waits until it is synced.
+// commit applies a Pebble batch and waits until it is synced. The batch is
+// closed then; one that fails is left to the garbage collector, since Pebble
+// may still hang in it.
 func (s *Store) commit(b *pebble.Batch) error {
-	return s.guard(func() error { return s.db.Apply(b, pebble.Sync) })
+	if err := s.guard(func() error { return s.db.Apply(b, pebble.Sync) }); err != nil {
+		return err
+	}
+	return b.Close()
 }
 
 // guard runs a write of Pebble, which cannot go on after an error of its log:
 // from then on the store only reads.
 func (s *Store) guard(write func() error) error {
-	if err := s.failure(); err != nil {
-		return err
-	}
-	if err := contain(write); err != nil {
+	if err := s.contain(write, nil); err != nil {
 		return s.fail(err)
 	}
 	return nil
 }
 
-// contain runs something that may panic or, by [pebbleLog.Fatalf], end its
-// goroutine.
-func contain(do func() error) error {
-	err := errors.New("the database gave up")
-	ended := make(chan struct{})
+// contain runs something that may panic, end its goroutine ([pebbleLog.Fatalf])
+// or hang because the store has failed, or the disk is full and stalled says
+// that this is not to be waited for.
+func (s *Store) contain(do func() error, stalled <-chan struct{}) error {
+	if err := s.failure(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
 	go func() {
-		defer close(ended)
+		err := errors.New("the database gave up")
 		defer func() {
 			if p := recover(); p != nil {
 				err = fmt.Errorf("%v", p)
 			}
+			ended <- err
 		}()
 		err = do()
 	}()
-	<-ended
-	return err
+	select {
+	case err := <-ended:
+		if failed := s.failure(); err != nil && failed != nil {
+			return failed // says why
+		}
+		return err
+	case <-s.failing:
+		return s.failure()
+	case <-stalled:
+		return s.disk.full()
+	}
 }
 
 // pebbleLog passes Pebble's log on.
@@ -330,7 +337,6 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       1000, // a slow disk delays compactions, not samples
 		LBaseMaxBytes:               64 << 20,
-		FlushDelayDeleteRange:       10 * time.Second,
 	}
 	for i := range o.Levels {
 		o.Levels[i] = pebble.LevelOptions{BlockSize: 32 << 10, IndexBlockSize: 64 << 10}

@@ -72,6 +72,9 @@ func (m *metrics) stored(samples int) {
 	m.batches.WithLabelValues("stored").Inc()
 }
 
+func (m *metrics) duplicate() { m.batches.WithLabelValues("duplicate").Inc() }
+func (m *metrics) refused()   { m.batches.WithLabelValues("refused").Inc() }
+
 func (m *metrics) flushed(d time.Duration, err error) {
 	result := "ok"
 	if err != nil {

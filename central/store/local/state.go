@@ -15,7 +15,6 @@ func (s *Store) loadState() (flushed uint64, err error) {
 	v, closer, err := s.db.Get(stateKey())
 	if errors.Is(err, pebble.ErrNotFound) {
 		b := s.db.NewBatch()
-		defer b.Close()
 		if err := b.Set(stateKey(), s.stateValue(0), nil); err != nil {
 			return 0, err
 		}
