@@ -145,6 +145,9 @@ func collectOnce(ctx context.Context, out io.Writer, cfg compute.Agent, deps age
 		fmt.Fprintln(os.Stderr, "Note:", n)
 	}
 	for _, g := range gaps {
+		if g.Resource == "*" {
+			continue // the notes say it
+		}
 		fmt.Fprintf(os.Stderr, "Missing: %s of %s: %s\n", g.Meter, g.Resource, g.Reason)
 	}
 	if format == "json" {
