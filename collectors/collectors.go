@@ -47,10 +47,11 @@ type NIC struct {
 
 // Disk is a disk of a domain that has a medium.
 type Disk struct {
-	Device   string // target, such as vda
-	Serial   string // Nova puts the Cinder volume's id here; may be empty
-	Resource string // resource id of its samples
-	Metadata []byte // a JSON object
+	Device    string // target, such as vda
+	Serial    string // Nova puts the Cinder volume's id here; may be empty
+	Removable bool   // a CD or floppy drive: it stays, and its counters, when its medium goes
+	Resource  string // resource id of its samples
+	Metadata  []byte // a JSON object
 }
 
 // GuestStats is what only libvirt and QEMU can say of a domain.

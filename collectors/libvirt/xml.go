@@ -106,6 +106,7 @@ type interfaceXML struct {
 }
 
 type diskXML struct {
+	Device string     `xml:"device,attr"` // disk, cdrom, floppy or lun
 	Target *deviceXML `xml:"target"`
 	Source *struct{}  `xml:"source"`
 	Serial string     `xml:"serial"`
@@ -219,7 +220,7 @@ func parse(text []byte, state golibvirt.DomainState, host string) (*collectors.D
 		of := m
 		of.DiskName = disk.Target.Dev
 		d.Disks = append(d.Disks, collectors.Disk{
-			Device: disk.Target.Dev, Serial: disk.Serial,
+			Device: disk.Target.Dev, Serial: disk.Serial, Removable: disk.Device == "cdrom" || disk.Device == "floppy",
 			Resource: d.UUID + "-" + disk.Target.Dev, Metadata: of.json(),
 		})
 	}
