@@ -64,6 +64,10 @@ type Agent struct {
 	notes   []string // that do not change
 	socket  *server  // nil: none
 
+	// asking is held while libvirt asks a QEMU: one that is asked twice at once
+	// would look stuck. It is taken before mu.
+	asking sync.Mutex
+
 	mu      sync.Mutex
 	scanner *scanner
 	scanned time.Time
@@ -239,6 +243,7 @@ func (a *Agent) follow(ctx context.Context) {
 // schedule runs the task at once and then at its interval. A run that takes
 // longer leaves out the runs it is late for.
 func (a *Agent) schedule(ctx context.Context, t *task) {
+	defer t.gaps.end(a.deliver.addGap)
 	start := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,18 +33,23 @@ type fakeReader struct {
 	usage  map[int]bpf.Usage
 	err    error
 	reads  int
+
+	canceled bool // give up with the context
 }
 
 func (f *fakeReader) Origin() string   { return f.origin }
 func (f *fakeReader) Stats() bpf.Stats { return bpf.Stats{} }
 func (f *fakeReader) Close() error     { return nil }
 
-func (f *fakeReader) Read(_ context.Context, procs []bpf.Proc, out []bpf.Usage) error {
+func (f *fakeReader) Read(ctx context.Context, procs []bpf.Proc, out []bpf.Usage) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reads++
 	if f.err != nil {
 		return f.err
+	}
+	if err := ctx.Err(); f.canceled && err != nil {
+		return err
 	}
 	for i, p := range procs {
 		u, ok := f.usage[p.PID]
@@ -292,7 +298,9 @@ func TestADomainThatCannotBeReadCostsOnlyItself(t *testing.T) {
 		gaps[0].From != first[0].Time || gaps[0].To != samples[0].Time {
 		t.Errorf("gaps %+v", gaps)
 	}
-	w.reader.set(102, used(9e9, 1, 0))
+	again := used(9e9, 1, 0)
+	again.HasWait, again.HasIO = true, true
+	w.reader.set(102, again)
 	samples, gaps = w.poll(task)
 	if len(gaps) != 0 || !slices.Contains(brief(samples, "cpu"), "2 cpu 9000000000") {
 		t.Errorf("after it can be read again: %v, gaps %+v", brief(samples, "cpu"), gaps)
@@ -392,6 +400,101 @@ func TestAnInterfaceThatIsMadeAnewIsAnotherNIC(t *testing.T) {
 	}
 	if a, b := find(old), find(samples); a.Incarnation == b.Incarnation || b.Volume != sample.Uint(3) {
 		t.Errorf("before %+v\nafter %+v", a, b)
+	}
+}
+
+func TestATapThatAnotherDomainHasNowIsNotThisOnes(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	task := w.task(false)
+	w.poll(task)
+	// The port is moved to another domain while libvirt is away.
+	w.guests.err = errors.New("libvirt is away")
+	w.links.table, w.links.shift = []rtnl.Link{{Index: 8, TxBytes: 3}}, 7
+	w.poll(task)
+	for range 3 {
+		if samples, _ := w.poll(task); len(brief(samples, "network.incoming.bytes")) != 0 {
+			t.Fatalf("samples %v of an interface that libvirt did not say is the domain's", brief(samples, "network.incoming.bytes"))
+		}
+	}
+	w.guests.err = nil
+	if samples, _ := w.poll(task); len(brief(samples, "network.incoming.bytes")) != 1 {
+		t.Error("no sample of the NIC after libvirt answers again")
+	}
+}
+
+func TestTwoProcessesOfOneUUIDShareNoDevices(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.guests.stats[guestUUID(1)] = collectors.GuestStats{HasCPU: true, CPUTime: 1, Disks: []collectors.DiskStats{{Device: "vda"}}}
+	poll, qemu := w.task(false), w.task(true)
+	old, _ := w.poll(poll)
+	// Started anew before its old process was reaped.
+	w.proc.guest(90, 2000, guestUUID(1), "instance-00000001")
+	w.reader.set(90, used(1e9, 5, 0))
+	w.links.shift = 1
+	w.links.table = []rtnl.Link{{Index: 2, TxBytes: 5}}
+	w.poll(poll)
+	w.agent.order[0].found = time.Now().Add(-grace)
+	for range 2 {
+		samples, _ := w.poll(poll)
+		if got := brief(samples, "cpu", "network.incoming.bytes"); !slices.Equal(got, []string{"1 cpu 1000000000", "1 cpu 1000000000", "nic1 network.incoming.bytes 5"}) {
+			t.Errorf("samples %v, want the CPU of both and one NIC", got)
+		}
+		for _, s := range samples {
+			if s.Name == "network.incoming.bytes" && s.Incarnation == old[slices.IndexFunc(old, func(o sample.Sample) bool { return o.Name == s.Name })].Incarnation {
+				t.Error("the NIC is the old process's")
+			}
+		}
+	}
+	samples, _ := w.poll(qemu)
+	if got := brief(samples, "check.cpu.process", "disk.device.read.bytes"); len(got) != 2 {
+		t.Errorf("samples %v, want one disk and one check", got)
+	}
+}
+
+func TestAWatcherWhoLeavesIsNoFault(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	w.poll(w.task(false))
+	w.reader.canceled = true
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.agent.watchers.Add(1)
+	r := w.agent.glance(ctx, 0)
+	if r.domains[0].info.Error != "" {
+		t.Errorf("domain: %s", r.domains[0].info.Error)
+	}
+	for _, n := range w.agent.Notes() {
+		if strings.Contains(n, "canceled") {
+			t.Errorf("note %q", n)
+		}
+	}
+}
+
+func TestTwoPlansAskQEMUOneAfterTheOther(t *testing.T) {
+	var asking, most atomic.Int32
+	w := newWorld(t, 3, func(w *world) {
+		w.guests.stat = func(context.Context, string) {
+			most.Store(max(most.Load(), asking.Add(1)))
+			time.Sleep(5 * time.Millisecond)
+			asking.Add(-1)
+		}
+	})
+	var polls sync.WaitGroup
+	for range 2 {
+		task := w.task(true)
+		polls.Go(func() { w.agent.pollQEMU(t.Context(), task) })
+	}
+	polls.Wait()
+	if n := most.Load(); n != 1 {
+		t.Errorf("%d questions at once, which libvirt refuses: it looks as if QEMU hung", n)
+	}
+}
+
+func TestAFailedScanIsCountedOnce(t *testing.T) {
+	w := newWorld(t, 0, nil)
+	w.agent.scanner.proc = "/nowhere"
+	w.poll(w.task(true))
+	if n := value(t, w.agent.runs.discovery.failures); n != 1 {
+		t.Errorf("%v failures are counted, want 1", n)
 	}
 }
 
@@ -664,6 +767,24 @@ func TestDryRun(t *testing.T) {
 	}
 	if len(notes) != 1 || !strings.Contains(notes[0], "5m0s") {
 		t.Errorf("notes %q", notes)
+	}
+	if !slices.IsSortedFunc(samples, func(a, b sample.Sample) int { return strings.Compare(a.Resource, b.Resource) }) {
+		t.Error("the samples of a resource are not together")
+	}
+	var names []string
+	for _, s := range samples {
+		if s.Resource == guestUUID(2) {
+			names = append(names, s.Name)
+		}
+	}
+	var want []string
+	for _, m := range sample.Catalogue {
+		if m.Resource == "domain" {
+			want = append(want, m.Name)
+		}
+	}
+	if diff := cmp.Diff(want, names); diff != "" {
+		t.Errorf("meters of a domain (-want +got):\n%s", diff)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/kvmeter/kvmeter/bpf"
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -297,5 +298,18 @@ func TestSpreadDelaysTheSending(t *testing.T) {
 	}
 	if ms, _ := d.due(time.Now().Add(time.Hour)); len(ms) != 1 {
 		t.Errorf("%d messages are due after the delay, want 1", len(ms))
+	}
+}
+
+func TestAReaderThatTakesOverAddsOnlyItsOwnCount(t *testing.T) {
+	m, err := newMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.countReader("walk", bpf.Stats{Retries: 10})
+	m.countReader("cpuclock", bpf.Stats{Retries: 2})
+	m.countReader("walk", bpf.Stats{Retries: 11})
+	if n := value(t, m.retries); n != 13 {
+		t.Errorf("%v retries, want 13", n)
 	}
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -78,6 +79,7 @@ type domain struct {
 	def         *collectors.Definition // libvirt's; nil: not known
 	ready       bool                   // its samples may go out: def is known, or will not be soon
 	defined     time.Time              // last call of define
+	replaced    bool                   // a process that started later has its UUID: what libvirt says is of that one
 
 	uuid, name string
 	row        sample.Row
@@ -86,6 +88,7 @@ type domain struct {
 	vcpus      int
 	nics       []nic
 	disks      []disk
+	unplugged  []disk // one of each device and serial, as last read
 
 	sent  int64  // time of the last sample or gap of its usage, µs since the epoch
 	fault string // why it could not be read last time; empty: it could
@@ -111,7 +114,7 @@ type nic struct {
 
 type disk struct {
 	device, serial string
-	lives          int // how often its counters started at zero under this agent
+	lives          int // how often its counters started at zero again under this agent
 	row            sample.Row
 	last           [diskCount]uint64
 	sent           int64 // time of the last sample or gap, µs since the epoch
@@ -172,9 +175,16 @@ func (d *domain) define(now time.Time, def *collectors.Definition, source, host 
 	disks := make([]disk, 0, len(def.Disks))
 	for _, k := range def.Disks {
 		next := disk{device: k.Device, serial: k.Serial}
-		for _, old := range d.disks {
-			if old.device == k.Device && old.serial == k.Serial {
-				next = old
+		if i := next.in(d.disks); i >= 0 {
+			next = d.disks[i]
+			d.disks = slices.Delete(d.disks, i, i+1)
+		} else if i := next.in(d.unplugged); i >= 0 {
+			next = d.unplugged[i]
+			d.unplugged = slices.Delete(d.unplugged, i, i+1)
+			next.sent = 0
+			if !k.Removable {
+				next.lives++
+				next.last = [diskCount]uint64{}
 			}
 		}
 		next.row = sample.Row{
@@ -184,7 +194,16 @@ func (d *domain) define(now time.Time, def *collectors.Definition, source, host 
 		next.row.Incarnation = d.diskIncarnation(&next)
 		disks = append(disks, next)
 	}
+	for _, old := range d.disks {
+		old.row = sample.Row{}
+		d.unplugged = append(d.unplugged, old)
+	}
 	d.disks = disks
+}
+
+// in returns where the disk is among others, or -1.
+func (k *disk) in(disks []disk) int {
+	return slices.IndexFunc(disks, func(o disk) bool { return o.device == k.device && o.serial == k.serial })
 }
 
 // lostNIC reports whether it is time to look for the interface of a NIC again:
@@ -229,6 +248,7 @@ func (d *domain) advance(k *disk, s *collectors.DiskStats) {
 type usageState struct {
 	last [usageCount]uint64
 	has  uint32 // bits: which meters the last reading had
+	had  uint32 // which meters any reading had
 
 	run    [bpf.Classes]uint64 // as last read
 	carry  [bpf.Classes]uint64 // time of threads of the class that exited since
@@ -290,4 +310,5 @@ func (s *usageState) advance(u *bpf.Usage, held func(meter int)) {
 		set(iDiskRead, u.ReadBytes)
 		set(iDiskWrite, u.WriteBytes)
 	}
+	s.had |= s.has
 }

@@ -232,6 +232,32 @@ func TestIncarnations(t *testing.T) {
 			t.Errorf("disk %+v goes on", k)
 		}
 	})
+	t.Run("a disk that was unplugged and plugged in again is another attachment", func(t *testing.T) {
+		was := b.disks[0].row.Incarnation
+		without := *def
+		without.Disks = nil
+		for range 2 {
+			b.define(now, &without, "openstack", "h", nil, func(string) int { return 5 })
+			b.define(now, def, "openstack", "h", nil, func(string) int { return 5 })
+			if b.disks[0].row.Incarnation == was || b.disks[0].last != [diskCount]uint64{} {
+				t.Errorf("disk %+v goes on", b.disks[0])
+			}
+			was = b.disks[0].row.Incarnation
+		}
+	})
+	t.Run("a drive whose medium went and came back goes on", func(t *testing.T) {
+		with, without := *def, *def
+		with.Disks, without.Disks = []collectors.Disk{{Device: "sda", Removable: true, Resource: "cd"}}, nil
+		c.define(now, &with, "openstack", "h", nil, func(string) int { return 5 })
+		was := c.disks[0].row.Incarnation
+		c.disks[0].last[iReadBytes] = 7
+		c.define(now, &without, "openstack", "h", nil, func(string) int { return 5 })
+		c.define(now, &with, "openstack", "h", nil, func(string) int { return 5 })
+		if k := c.disks[0]; k.row.Incarnation != was || k.last[iReadBytes] != 7 || k.row.Resource != "cd" {
+			t.Errorf("disk %+v began anew", k)
+		}
+		c.define(now, def, "openstack", "h", nil, func(string) int { return 5 })
+	})
 	t.Run("another volume at the same target is another disk", func(t *testing.T) {
 		was := c.disks[0].row.Incarnation
 		other := *def

@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,8 +12,9 @@ import (
 )
 
 // DryRun reads every meter that the configuration asks for once, and returns
-// what would be sent, and the notes of what cannot be collected. It publishes
-// nothing and opens no socket; of deps it needs no Publisher.
+// what would be sent, by resource and in the catalogue's order, and the notes of
+// what cannot be collected. It publishes nothing and opens no socket; of deps it
+// needs no Publisher.
 func DryRun(ctx context.Context, cfg Config, deps Deps) (samples []sample.Sample, gaps []sample.Gap, notes []string, err error) {
 	cfg.Socket, cfg.Spread = "", false
 	a, err := New(cfg, deps)
@@ -51,6 +54,13 @@ func DryRun(ctx context.Context, cfg Config, deps Deps) (samples []sample.Sample
 		}
 		gaps = append(gaps, b.Gaps...)
 	}
+	order := map[string]int{}
+	for i, m := range sample.Catalogue {
+		order[m.Name] = i
+	}
+	slices.SortStableFunc(samples, func(x, y sample.Sample) int {
+		return cmp.Or(cmp.Compare(x.Resource, y.Resource), cmp.Compare(order[x.Name], order[y.Name]))
+	})
 	return samples, gaps, a.Notes(), nil
 }
 

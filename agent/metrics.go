@@ -27,7 +27,7 @@ type metrics struct {
 	failures      *prometheus.CounterVec // collector
 
 	retries, readerHeld prometheus.Counter
-	reader              bpf.Stats // as last counted
+	readers             map[string]bpf.Stats // by origin, as last counted
 
 	heldUsage [usageCount]prometheus.Counter
 	heldNIC   [nicCount]prometheus.Counter
@@ -48,6 +48,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: name, Help: help}, []string{label})
 	}
 	m := &metrics{
+		readers:       map[string]bpf.Stats{},
 		domains:       gauge("domains", "Domains that are metered."),
 		samples:       counter("samples_total", "Samples made."),
 		batches:       counter("batches_total", "Batches made."),
@@ -85,12 +86,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// countReader adds what the reader in use has counted since the last call. A
-// reader that took over starts from its own zero.
-func (m *metrics) countReader(s bpf.Stats) {
-	m.retries.Add(float64(s.Retries - min(s.Retries, m.reader.Retries)))
-	m.readerHeld.Add(float64(s.Held - min(s.Held, m.reader.Held)))
-	m.reader = s
+// countReader adds what the reader of that origin has counted since the last call.
+func (m *metrics) countReader(origin string, s bpf.Stats) {
+	last := m.readers[origin]
+	m.retries.Add(float64(s.Retries - last.Retries))
+	m.readerHeld.Add(float64(s.Held - last.Held))
+	m.readers[origin] = s
 }
 
 // run is one collector's part of the metrics.

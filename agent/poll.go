@@ -24,6 +24,7 @@ type task struct {
 	builder          *sample.Builder
 	bytes            int   // rough size of what the builder holds
 	last             int64 // time of the last poll, µs since the epoch
+	gaps             openGaps
 }
 
 func newTask(p plan) *task {
@@ -80,11 +81,7 @@ func (a *Agent) poll(ctx context.Context, t *task) {
 	if err := a.discover(time.Now()); err != nil {
 		a.log.Warn("cannot look for domains; the known ones are polled", zap.Error(err))
 	}
-	at := a.read(ctx, t.usage != 0, t.nic != 0)
-	if ctx.Err() != nil {
-		return // the agent is ending; what it could not read is no gap yet
-	}
-	base := at.UnixMicro()
+	base := a.read(ctx, t.usage != 0, t.nic != 0).UnixMicro()
 	for _, d := range a.order {
 		if !d.ready {
 			continue
@@ -98,6 +95,7 @@ func (a *Agent) poll(ctx context.Context, t *task) {
 			}
 		}
 	}
+	t.gaps.record(time.Now(), a.deliver.addGap)
 	a.flush(t, base)
 	t.last = base
 	a.metrics.libvirt.Set(0)
@@ -112,23 +110,36 @@ func (a *Agent) poll(ctx context.Context, t *task) {
 	}
 }
 
+// since returns from when on a resource is missing in the plan: it was last
+// sent, by any plan, at sent; 0: never.
+func (t *task) since(sent, now int64) int64 {
+	if sent == 0 || t.last == 0 {
+		return now
+	}
+	return min(sent, t.last)
+}
+
 // emit adds what the domain has used. A domain that could not be read is left
-// out whole, and recorded as a gap.
+// out whole, and recorded as a gap; so is a meter that could be read before.
 func (a *Agent) emit(t *task, d *domain, base int64) {
+	from := t.since(d.sent, base)
 	if d.fault != "" {
-		a.deliver.addGap(sample.Gap{Meter: "*", Resource: d.uuid, From: orNow(d.sent, base), To: base, Reason: d.fault})
+		t.gaps.miss("*", d.uuid, from, base, d.fault)
 		d.sent = base
 		return
 	}
-	want := t.usage & d.usage.has
-	if want == 0 {
+	want, missing := t.usage&d.usage.has, t.usage&d.usage.had&^d.usage.has
+	if want|missing == 0 {
 		return
 	}
 	d.sent = base
 	a.row(t, &d.row, usageCount, base)
 	for i, m := range usageMeters {
-		if want&(1<<i) != 0 {
+		switch {
+		case want&(1<<i) != 0:
 			t.builder.Add(m.MeterRef, d.origin, sample.Uint(d.usage.last[i]))
+		case missing&(1<<i) != 0:
+			t.gaps.miss(m.Name, d.uuid, from, base, string(d.origin)+" cannot count it")
 		}
 	}
 }
@@ -138,7 +149,7 @@ func (a *Agent) emit(t *task, d *domain, base int64) {
 func (a *Agent) emitNIC(t *task, k *nic, base int64) {
 	switch {
 	case k.fault != "":
-		a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.sent, base), To: base, Reason: k.fault})
+		t.gaps.miss("*", k.row.Resource, t.since(k.sent, base), base, k.fault)
 		k.sent = base
 	case k.lost && k.sent != 0:
 		a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: k.sent, To: base, Reason: "the host has no interface " + k.device + " any more"})
@@ -251,11 +262,12 @@ func (a *Agent) lost(devices []device, d *domain, now int64, why string) {
 func (a *Agent) setOrder(ds []*domain) {
 	a.order = append(a.order[:0], ds...)
 	slices.SortFunc(a.order, func(x, y *domain) int {
-		return cmp.Or(cmp.Compare(x.uuid, y.uuid), cmp.Compare(x.pid, y.pid))
+		return cmp.Or(cmp.Compare(x.uuid, y.uuid), cmp.Compare(x.start, y.start), cmp.Compare(x.pid, y.pid))
 	})
 	a.procs = a.procs[:0]
-	for _, d := range a.order {
+	for i, d := range a.order {
 		a.procs = append(a.procs, d.proc)
+		d.replaced = i+1 < len(a.order) && a.order[i+1].uuid == d.uuid
 	}
 	a.usages = make([]bpf.Usage, len(a.procs))
 }
@@ -264,20 +276,18 @@ func (a *Agent) setOrder(ds []*domain) {
 // a moment, so that its samples don't begin under no project.
 func (a *Agent) identify(d *domain, now time.Time) {
 	var def *collectors.Definition
-	if a.guest != nil {
+	if a.guest != nil && !d.replaced {
 		def = a.guest.Definitions()[d.uuid]
 	}
 	var taps []string
 	switch {
 	case def != nil:
-		if def == d.def && !d.lostNIC(now) {
+		// While libvirt is away, a tap of that name may be another domain's.
+		if def == d.def && (!d.lostNIC(now) || a.guest.Err() != nil) {
 			return
 		}
-	case d.def != nil: // libvirt forgot it or is away: what it said holds
-		if !d.lostNIC(now) {
-			return
-		}
-		def = d.def
+	case d.def != nil: // libvirt forgot it: what it said holds
+		return
 	case a.guest != nil && isUUID(d.process.uuid) && now.Sub(d.found) < grace && a.guest.Err() == nil:
 		return
 	case !d.ready || now.Sub(d.defined) >= retryTaps || d.lostNIC(now):
@@ -310,9 +320,10 @@ func (a *Agent) index(name string) int {
 	return i
 }
 
-// read reads all domains, and returns when.
+// read reads all domains, and returns when. It does not end with ctx: what only
+// one asker gave up is no fault.
 func (a *Agent) read(ctx context.Context, usage, links bool) time.Time {
-	ctx, cancel := context.WithTimeout(ctx, readAtMost)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readAtMost)
 	defer cancel()
 	at := time.Now()
 	if usage && len(a.procs) > 0 {
@@ -350,7 +361,7 @@ func (a *Agent) readUsage(ctx context.Context, now int64) error {
 		return err
 	}
 	r := a.readers[a.reader]
-	a.metrics.countReader(r.Stats())
+	a.metrics.countReader(r.Origin(), r.Stats())
 	origin := sample.Origin(r.Origin())
 	gone := false
 	for i, d := range a.order {

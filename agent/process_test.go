@@ -117,6 +117,12 @@ func (p fakeProc) write(name, text string) {
 	}
 }
 
+// file writes a file beside the processes, and returns its path.
+func (p fakeProc) file(name, text string) string {
+	p.write(name, text)
+	return filepath.Join(p.dir, name)
+}
+
 func (p fakeProc) run(pid int, start uint64, args ...string) {
 	p.write(strconv.Itoa(pid)+"/cmdline", string(cmdline(args...)))
 	p.write(strconv.Itoa(pid)+"/status", fmt.Sprintf("Name:\tx\nTgid:\t%d\nPid:\t%d\n", pid, pid))

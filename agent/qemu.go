@@ -15,6 +15,7 @@ import (
 func (a *Agent) pollQEMU(ctx context.Context, t *task) {
 	base := time.Now().UnixMicro()
 	defer func() {
+		t.gaps.record(time.Now(), a.deliver.addGap)
 		a.flush(t, base)
 		t.last = base
 	}()
@@ -24,7 +25,9 @@ func (a *Agent) pollQEMU(ctx context.Context, t *task) {
 	start := time.Now()
 	if err := a.guest.Err(); err != nil {
 		a.runs.libvirt.done(start, err)
-		a.missed(t, "*", base, "libvirt does not answer: "+err.Error())
+		for _, m := range t.meters {
+			t.gaps.miss(m.Name, "*", orNow(t.last, base), base, "libvirt does not answer: "+err.Error())
+		}
 		return
 	}
 	var last error
@@ -39,27 +42,15 @@ func (a *Agent) pollQEMU(ctx context.Context, t *task) {
 	a.runs.libvirt.done(start, last)
 }
 
-// missed records a gap of every meter of the plan.
-func (a *Agent) missed(t *task, resource string, now int64, why string) {
-	from := t.last
-	if from == 0 {
-		from = now
-	}
-	for _, m := range t.meters {
-		a.deliver.addGap(sample.Gap{Meter: m.Name, Resource: resource, From: from, To: now, Reason: why})
-	}
-}
-
 // defined returns the domains that libvirt knows.
 func (a *Agent) defined() []*domain {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := a.discover(time.Now()); err != nil {
-		a.runs.discovery.failures.Inc()
-	}
+	// What discovery cannot tell, the other polls log.
+	_ = a.discover(time.Now())
 	var ds []*domain
 	for _, d := range a.order {
-		if d.def != nil {
+		if d.def != nil && !d.replaced {
 			ds = append(ds, d)
 		}
 	}
@@ -69,10 +60,12 @@ func (a *Agent) defined() []*domain {
 // pollGuest reads what libvirt and QEMU say of one domain. cpu.time is
 // bracketed by readings of our own.
 func (a *Agent) pollGuest(ctx context.Context, t *task, d *domain, base int64) error {
+	a.asking.Lock()
 	before, ok := a.processTime(ctx, t, d)
 	s, err := a.guest.Stats(ctx, d.uuid, t.check, t.disk != 0)
 	at := time.Now()
 	after, ok2 := a.processTime(ctx, t, d)
+	a.asking.Unlock()
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -82,20 +75,21 @@ func (a *Agent) pollGuest(ctx context.Context, t *task, d *domain, base int64) e
 	now := at.UnixMicro()
 	if err != nil {
 		if t.check {
-			a.deliver.addGap(sample.Gap{Meter: sample.CheckCPU.Name, Resource: d.uuid, From: orNow(t.last, base), To: now, Reason: err.Error()})
+			t.gaps.miss(sample.CheckCPU.Name, d.uuid, orNow(t.last, base), now, err.Error())
 		}
 		for i := range d.disks {
-			k := &d.disks[i]
-			a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.sent, now), To: now, Reason: err.Error()})
-			k.sent = now
+			t.missDisk(&d.disks[i], now, err.Error())
 		}
 		return err
 	}
-	if ok && ok2 && s.HasCPU {
+	switch {
+	case ok && ok2 && s.HasCPU:
 		r := d.row
 		r.Offset = now - base
 		a.row(t, &r, 1, base)
 		t.builder.Add(sample.CheckCPU.MeterRef, sample.Libvirt, sample.Int(outside(s.CPUTime, before, after)))
+	case t.check:
+		t.gaps.miss(sample.CheckCPU.Name, d.uuid, orNow(t.last, base), now, "libvirt or the agent could not tell the process's CPU time")
 	}
 	total := uint64(0)
 	for i := range d.disks {
@@ -103,8 +97,7 @@ func (a *Agent) pollGuest(ctx context.Context, t *task, d *domain, base int64) e
 		stats := find(s.Disks, k.device)
 		if stats == nil {
 			if t.disk != 0 {
-				a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: orNow(k.sent, now), To: now, Reason: "QEMU has no statistics of the disk"})
-				k.sent = now
+				t.missDisk(k, now, "QEMU has no statistics of the disk")
 			}
 			continue
 		}
@@ -124,6 +117,12 @@ func (a *Agent) pollGuest(ctx context.Context, t *task, d *domain, base int64) e
 		d.requests[0], d.requests[1] = d.requests[1], requestCount{at, total}
 	}
 	return nil
+}
+
+// missDisk notes that a disk could not be read.
+func (t *task) missDisk(k *disk, now int64, why string) {
+	t.gaps.miss("*", k.row.Resource, orNow(k.sent, now), now, why)
+	k.sent = now
 }
 
 func orNow(t, now int64) int64 {
