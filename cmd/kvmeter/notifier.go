@@ -68,14 +68,26 @@ func checkNotifier(cfg control.Notifier) error {
 	return daemon.CheckAddress("metrics", cfg.Metrics)
 }
 
-// inert returns the publishers' schemes without what they open.
+// inert returns the publishers' schemes, of which none opens anything: those
+// that sign their batches only send them over the bus.
 func inert() []publisher.Scheme {
 	schemes := slices.Clone(all.Publishers)
 	for i := range schemes {
-		schemes[i].New = func(*url.URL, publisher.Deps) (publisher.Publisher, error) { return nil, nil }
+		if !schemes[i].Signs {
+			schemes[i].New = func(*url.URL, publisher.Deps) (publisher.Publisher, error) { return nothing{}, nil }
+		}
 	}
 	return schemes
 }
+
+// nothing publishes nothing.
+type nothing struct{}
+
+// Publish implements [publisher.Publisher].
+func (nothing) Publish(context.Context, []publisher.Part) error { return nil }
+
+// Close implements [publisher.Publisher].
+func (nothing) Close() error { return nil }
 
 func runNotifier(ctx context.Context, cfg control.Notifier, log *zap.Logger, registry *prometheus.Registry) error {
 	metrics, err := daemon.Metrics(cfg.Metrics, registry)

@@ -62,7 +62,7 @@ func Load(path string, env []string, v any) error {
 	return nil
 }
 
-var lineNumber = regexp.MustCompile(`\bline \d+: `)
+var lineNumber = regexp.MustCompile(`\b(?:near )?line \d+: `)
 
 // nest makes the document in which the key at the end of the path has a value.
 // Only lists, groups and quoted text are read as YAML: elsewhere # and : mean
@@ -98,7 +98,10 @@ func tidy(err error) error {
 	var types *yaml.TypeError
 	if !errors.As(err, &types) {
 		text := strings.TrimPrefix(err.Error(), "yaml: ")
-		if !strings.HasPrefix(text, "line ") {
+		if m := parserError.FindStringSubmatch(text); m != nil {
+			line, _ := strconv.Atoi(m[1]) // of where the list or group begins, from 0
+			text = fmt.Sprintf("near line %d: %s", line+1, m[2])
+		} else if !strings.HasPrefix(text, "line ") {
 			text = "line 1: " + text // the library leaves it out
 		}
 		if strings.Contains(text, "cannot start any token") {
@@ -118,6 +121,9 @@ func tidy(err error) error {
 	}
 	return errors.New(strings.Join(lines, "; "))
 }
+
+// parserError finds the errors of which the library counts the lines from 0.
+var parserError = regexp.MustCompile(`^(?:line (\d+): )?(did not find expected (?:<|key|node content|'-' indicator|',' or).*)`)
 
 var wrongType = regexp.MustCompile("cannot unmarshal !!(\\w+)(?: `(.*)`)? into (.+)$")
 

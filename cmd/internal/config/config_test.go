@@ -35,7 +35,7 @@ func TestLoad(t *testing.T) {
 		"all unknown keys are named":                  {"noed: b\nstore:\n  min_fre: 5\n", nil, "", "FILE: line 1: unknown key noed; line 3: unknown key min_fre"},
 		"an unknown variable names itself":            {"", []string{"KVMETER_STORE__MINFREE=7"}, "", "environment variable KVMETER_STORE__MINFREE: unknown key minfree"},
 		"a variable without a key names itself":       {"", []string{"KVMETER_=7"}, "", "environment variable KVMETER_: unknown key "},
-		"a broken line names itself":                  {"node: [\n", nil, "", "FILE: line 1: did not find expected node content"},
+		"a broken line names itself":                  {"node: [\n", nil, "", "FILE: near line 2: did not find expected node content"},
 		"a tab says what is wrong with it":            {"\tnode: a\n", nil, "", "FILE: line 1: found character that cannot start any token (indent with spaces, not tabs; put text that begins with @, % or a backquote into quotes)"},
 		"a key that is there twice names both":        {"node: a\nnode: b\n", nil, "", `FILE: line 2: mapping key "node" already defined at line 1`},
 		"a number needs to be one":                    {"store:\n  min_free: many\n", nil, "", `FILE: line 2: "many" is not a whole number`},

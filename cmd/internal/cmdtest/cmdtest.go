@@ -1,0 +1,84 @@
+// Package cmdtest tests what programs say to configurations and flags.
+package cmdtest
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// Run runs a command and returns what it prints.
+func Run(t *testing.T, c *cobra.Command, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	c.SetOut(&out)
+	c.SetErr(&out)
+	c.SetArgs(args)
+	err := c.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+// Configs runs the files of testdata/config through --check-config. What is
+// printed of x.good.yaml must be in x.golden; x.bad.yaml must fail with the
+// error that its first line gives after "# ". A file's name begins with the
+// subcommand and a dash, if the program has any.
+func Configs(t *testing.T, program func() *cobra.Command) {
+	files, err := filepath.Glob("testdata/config/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("testdata/config has %d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
+		t.Run(name, func(t *testing.T) {
+			c := program()
+			args := []string{"--check-config", "--config", file}
+			if word, _, _ := strings.Cut(name, "-"); c.HasSubCommands() {
+				args = append([]string{word}, args...)
+			}
+			out, err := Run(t, c, args...)
+			if strings.HasSuffix(name, ".bad") {
+				bad(t, file, err)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden := strings.TrimSuffix(file, ".good.yaml") + ".golden"
+			if *update {
+				if err := os.WriteFile(golden, []byte(out), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out != string(want) {
+				t.Errorf("got\n%s\nwant\n%s", out, want)
+			}
+		})
+	}
+}
+
+func bad(t *testing.T, file string, err error) {
+	t.Helper()
+	text, readErr := os.ReadFile(file)
+	if readErr != nil {
+		t.Fatal(readErr)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	want, ok := strings.CutPrefix(line, "# ")
+	if !ok {
+		t.Fatalf("%s does not begin with the error that it must give", file)
+	}
+	if err == nil || err.Error() != want {
+		t.Errorf("got error\n%v, want\n%s", err, want)
+	}
+}
