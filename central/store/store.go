@@ -40,7 +40,8 @@ type Store interface {
 	// storing it again changes nothing. A sample is one by (series, time, id):
 	// one that comes in two batches counts once, and with the first. After an
 	// error none, some or all of them may be stored; appending all of them
-	// again is right. Append keeps neither bodies nor batches.
+	// again is right. Append keeps neither bodies nor batches, but after an error
+	// it may read them for a while yet.
 	Append(ctx context.Context, batches []Received) ([]Stored, error)
 
 	// Samples calls yield for the samples that match, newest first, those of

@@ -18,6 +18,8 @@ func (s *Store) expire() error {
 	if s.options.Retention < 0 {
 		return nil
 	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	cutoff := s.options.Clock().Add(-s.options.Retention)
 	s.mu.RLock()
 	days := s.days

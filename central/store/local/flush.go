@@ -66,7 +66,7 @@ func (s *Store) flushAll() error {
 		return err
 	}
 	s.mu.Lock()
-	if len(s.active.batches) > 0 {
+	if s.frozen == nil && len(s.active.batches) > 0 {
 		s.freeze()
 	}
 	s.mu.Unlock()
@@ -75,6 +75,8 @@ func (s *Store) flushAll() error {
 
 // flush writes the frozen head, if there is one.
 func (s *Store) flush() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.mu.RLock()
 	h, dims := s.frozen, s.catalogue.dimensions()
 	s.mu.RUnlock()
@@ -111,30 +113,9 @@ func (s *Store) writeHead(h *head, dims dimensions) error {
 	); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
-	return s.swap(b, f)
-}
-
-// swap makes the chunks visible in place of the frozen head. Queries begin
-// before or after it. The chunks need not be synced for that: if they are
-// lost, the received batches are still there.
-func (s *Store) swap(b *pebble.Batch, f *flusher) error {
-	if err := s.swapUnsynced(b, f); err != nil {
-		return fmt.Errorf("flush: %w", err)
-	}
-	if err := s.guard(b.SyncWait); err != nil {
-		return fmt.Errorf("flush: %w", err)
-	}
-	return b.Close()
-}
-
-func (s *Store) swapUnsynced(b *pebble.Batch, f *flusher) error {
-	s.flip.Lock()
-	defer s.flip.Unlock()
-	if err := s.guard(func() error { return s.db.ApplyNoSyncWait(b, pebble.Sync) }); err != nil {
-		return err
-	}
+	// What is known of the resources comes before the chunks, so that a query
+	// never misses chunks for not knowing of them; the head goes after them.
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for r, st := range f.states {
 		r.flushed = st
 	}
@@ -143,6 +124,12 @@ func (s *Store) swapUnsynced(b *pebble.Batch, f *flusher) error {
 			s.days = slices.Insert(slices.Clone(s.days), i, d) // readers keep the old list
 		}
 	}
+	s.mu.Unlock()
+	if err := s.commit(b); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.frozen = nil
 	close(s.thawed)
 	return nil

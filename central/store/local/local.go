@@ -104,8 +104,6 @@ type Store struct {
 	counts  []uint32 // scratch, by row
 	sums    []uint64
 
-	flip sync.RWMutex // a flush becoming visible excludes queries that begin
-
 	mu        sync.RWMutex
 	active    *head
 	frozen    *head         // being flushed; nil: none
@@ -116,9 +114,8 @@ type Store struct {
 	failing   chan struct{} // closed when failed is set
 	days      []day         // that have chunks, ascending
 
-	// Of the flusher (and Open before it runs).
-	generation uint32
-	chunkBuf   []byte
+	writing    sync.Mutex // held by who flushes or expires
+	generation uint32     // of the last flush
 }
 
 var _ store.Store = (*Store)(nil)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -227,18 +228,19 @@ func TestFlushHappensByAge(t *testing.T) {
 
 func TestDaysPastTheirRetentionAreDropped(t *testing.T) {
 	dir := t.TempDir()
-	now := time.UnixMicro(start).Add(12 * time.Hour)
-	o := Options{Retention: 3 * 24 * time.Hour, Clock: func() time.Time { return now }}
+	var now atomic.Int64 // µs
+	now.Store(start)
+	o := Options{Retention: 3 * 24 * time.Hour, Clock: func() time.Time { return time.UnixMicro(now.Load()) }}
 	s := open(t, dir, o)
 	defer func() { closeStore(t, s) }()
 	// Node a reports on days 0 to 5, node b on day 0 only, node c on days 0 and 5.
 	seq := uint64(0)
 	for d := range int64(6) {
-		now = time.UnixMicro(start + d*dayLength).Add(12 * time.Hour)
+		now.Store(start + d*dayLength + dayLength/2)
 		for _, node := range []string{"a", "b", "c"} {
 			if node == "a" || d == 0 || node == "c" && d == 5 {
 				seq++
-				appendTick(t, s, tick(node, seq, now.UnixMicro()))
+				appendTick(t, s, tick(node, seq, now.Load()))
 			}
 		}
 		if err := s.Flush(context.Background()); err != nil {

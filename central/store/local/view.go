@@ -79,20 +79,22 @@ func (p *point) before(o *point) int {
 	return int(p.index) - int(o.index)
 }
 
-// view begins a query. The snapshot says which of the heads' batches it has.
+// view begins a query. The heads are taken before the snapshot, which says
+// which of their batches it has, and what is known of the chunks after it: a
+// flush that ends meanwhile hides nothing and shows nothing twice.
 func (s *Store) view(ctx context.Context) (*view, error) {
 	v := &view{ctx: ctx, s: s, infos: map[uint64]batchHead{}, documents: map[uint32]*store.Document{}}
-	s.flip.RLock()
 	s.mu.RLock()
 	if s.frozen != nil {
 		v.heads = append(v.heads, s.frozen)
 	}
 	v.heads = append(v.heads, s.active)
-	v.upTo, v.days = s.published, s.days
-	v.dimensions = s.catalogue.dimensions()
+	v.upTo = s.published
 	s.mu.RUnlock()
 	v.snap = s.db.NewSnapshot()
-	s.flip.RUnlock()
+	s.mu.RLock()
+	v.days, v.dimensions = s.days, s.catalogue.dimensions()
+	s.mu.RUnlock()
 	value, closer, err := v.snap.Get(stateKey())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read state: %w", err), v.close())

@@ -636,9 +636,11 @@ func testLargeCounters(t *testing.T, f *fixture) {
 		equal(t, []sample.Volume{got[0].Min, got[0].Max}, []sample.Volume{sample.Int(-5), sample.Uint(big + 1)})
 	})
 	g := newFixture(t, f.engine)
+	var batches []store.Received
 	for i := range 1000 {
-		g.append(t, g.batch(cpu(int64(i), sample.Uint(9_000_000_000_000+uint64(i)))))
+		batches = append(batches, g.batch(cpu(int64(i), sample.Uint(9_000_000_000_000+uint64(i)))))
 	}
+	g.append(t, batches...)
 	got, err := g.Statistics(context.Background(), store.StatisticsQuery{})
 	if err != nil || len(got) != 1 {
 		t.Fatalf("got %v, %v", got, err)
@@ -676,9 +678,11 @@ func testGaps(t *testing.T, f *fixture) {
 }
 
 func testStop(t *testing.T, f *fixture) {
+	var batches []store.Received
 	for i := range 3000 {
-		f.append(t, f.batch(cpu(int64(i), sample.Uint(uint64(i)))))
+		batches = append(batches, f.batch(cpu(int64(i), sample.Uint(uint64(i)))))
 	}
+	f.append(t, batches...)
 	f.everywhere(t, func(t *testing.T) {
 		n := 0
 		err := f.Samples(context.Background(), store.Filter{}, func(store.Sample) bool {
