@@ -12,7 +12,8 @@ import (
 	"strings"
 	"sync"
 
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"modernc.org/sqlite" // and its driver of that name
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/sample"
@@ -318,13 +319,25 @@ func (c *catalogue) dimensions() dimensions {
 func (c *catalogue) write(d dimensions, gaps []gap) error {
 	c.save.Lock()
 	defer c.save.Unlock()
+	err := c.transaction(d, gaps)
+	var code *sqlite.Error
+	if errors.As(err, &code) && code.Code()&0xff == sqlite3.SQLITE_FULL {
+		return fmt.Errorf("write catalogue: %w: %w", store.ErrDiskFull, err)
+	}
+	if err != nil {
+		return fmt.Errorf("write catalogue: %w", err)
+	}
+	return nil
+}
+
+func (c *catalogue) transaction(d dimensions, gaps []gap) error {
 	to := saved{len(d.meters), len(d.nodes), len(d.origins), len(d.resources), len(d.holders), len(d.metas)}
 	if to == c.saved && len(gaps) == 0 {
 		return nil
 	}
 	tx, err := c.db.Begin()
 	if err != nil {
-		return fmt.Errorf("write catalogue: %w", err)
+		return err
 	}
 	insert := func(statement string, from, to int, args func(i int) []any) {
 		if err != nil || from >= to {
@@ -356,10 +369,10 @@ func (c *catalogue) write(d dimensions, gaps []gap) error {
 		return []any{int64(g.seq), g.n, g.Node, g.Meter, g.Resource, g.From, g.To, g.Reason}
 	})
 	if err != nil {
-		return fmt.Errorf("write catalogue: %w", errors.Join(err, tx.Rollback()))
+		return errors.Join(err, tx.Rollback())
 	}
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("write catalogue: %w", err)
+		return err
 	}
 	c.saved = to
 	return nil

@@ -454,3 +454,50 @@ func TestStoreStopsAtTheFloorOfFreeSpace(t *testing.T) {
 	s.disk.checked = time.Time{}
 	appendTick(t, s, crashBatch(2))
 }
+
+// limitCatalogue keeps the catalogue from growing, as a full disk does.
+func limitCatalogue(t *testing.T, s *Store, pages int) {
+	t.Helper()
+	s.catalogue.db.SetMaxOpenConns(1) // the limit is the connection's
+	s.catalogue.db.SetMaxIdleConns(1)
+	if _, err := s.catalogue.db.Exec(fmt.Sprint("PRAGMA max_page_count = ", pages)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCatalogueThatCannotGrowDelaysTheFlushOnly(t *testing.T) {
+	s := open(t, t.TempDir(), Options{HeadBytes: 8000})
+	limitCatalogue(t, s, 1) // SQLite takes the present size for it
+	acked := map[uint64]bool{}
+	var err error
+	large := func(seq uint64) *sample.Batch {
+		b := crashBatch(seq)
+		for i := range b.Rows {
+			b.Rows[i].Metadata = fmt.Appendf(nil, `{"seq":%d,"pad":"%04096d"}`, seq, i)
+		}
+		return b
+	}
+	for seq := uint64(1); seq < 200; seq++ {
+		if _, err = s.Append(context.Background(), []store.Received{received(t, large(seq))}); err != nil {
+			break
+		}
+		acked[seq] = true
+	}
+	if !errors.Is(err, store.ErrDiskFull) {
+		t.Errorf("a head that cannot be flushed: got %v, want %v", err, store.ErrDiskFull)
+	}
+	if err := s.Flush(context.Background()); !errors.Is(err, store.ErrDiskFull) {
+		t.Errorf("flush: got %v, want %v", err, store.ErrDiskFull)
+	}
+	for seq := range acked {
+		if !whole(t, s)[seq] {
+			t.Errorf("batch %d cannot be read", seq)
+		}
+	}
+	limitCatalogue(t, s, 1<<30)
+	if err := s.Flush(context.Background()); err != nil {
+		t.Errorf("flush: %v", err)
+	}
+	checkOnce(t, s, acked)
+	closeStore(t, s)
+}
