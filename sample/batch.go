@@ -228,10 +228,11 @@ func (b *Builder) Gap(g Gap) { b.batch.Gaps = append(b.batch.Gaps, g) }
 // its id, node, epoch, seq and base time.
 func (b *Builder) Build() *Batch {
 	size := (len(b.batch.Rows) + 7) / 8
+	bitmaps, values := make([]byte, size*len(b.batch.Columns)), make([]uint64, b.samples)
 	for i := range b.batch.Columns {
-		c := &b.batch.Columns[i]
-		c.Bitmap = make([]byte, size)
-		c.Values = make([]uint64, len(b.cells[i]))
+		c, n := &b.batch.Columns[i], len(b.cells[i])
+		c.Bitmap, bitmaps = bitmaps[:size:size], bitmaps[size:]
+		c.Values, values = values[:n:n], values[n:]
 		for n, cell := range b.cells[i] {
 			c.Bitmap[cell.row/8] |= 1 << (cell.row % 8)
 			c.Values[n] = cell.bits
