@@ -209,7 +209,7 @@ func (c *Client) serve(ctx context.Context, k *link) error {
 }
 
 // syncAll lists the active domains, and marks those as dirty that it does not
-// know well enough.
+// know well enough: on a new connection all, since events may have been missed.
 func (c *Client) syncAll(ctx context.Context, k *link) error {
 	var stats []golibvirt.DomainStatsRecord
 	err := k.call(ctx, func() (err error) {
@@ -229,7 +229,7 @@ func (c *Client) syncAll(ctx context.Context, k *link) error {
 		uuid := formatUUID(s.Dom.UUID)
 		active[uuid] = true
 		e, known := c.defs[uuid]
-		if !known || e.id != s.Dom.ID || e.state != stateOf(s.Params) || now.Sub(e.asked) > trustXML {
+		if !c.synced || !known || e.id != s.Dom.ID || e.state != stateOf(s.Params) || now.Sub(e.asked) > trustXML {
 			c.dirty[uuid] = true
 		}
 	}
