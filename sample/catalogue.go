@@ -32,9 +32,9 @@ var (
 	CPUWait     = meter("cpu.wait", Cumulative, "ns", "domain", "Time the vCPU threads were runnable but not running; the guest sees it as steal.", Walk, Iter, CPUClock)
 	CPUEmulator = meter("cpu.emulator", Cumulative, "ns", "domain", "CPU time of QEMU's own threads: main loop, monitor and what has no class of its own.", Walk, Iter, CPUClock)
 	CPUIOThread = meter("cpu.iothread", Cumulative, "ns", "domain", "CPU time of the domain's iothreads.", Walk, Iter, CPUClock)
-	CPUWorker   = meter("cpu.worker", Cumulative, "ns", "domain", "CPU time of QEMU's live worker-pool threads.", Walk, Iter, CPUClock)
+	CPUWorker   = meter("cpu.worker", Cumulative, "ns", "domain", "CPU time of QEMU's worker-pool threads, as far as it was read while they lived.", Walk, Iter, CPUClock)
 	CPUVhost    = meter("cpu.vhost", Cumulative, "ns", "domain", "CPU time of vhost threads that belong to the QEMU process (Linux 6.4 and newer).", Walk, Iter, CPUClock)
-	CPUExited   = meter("cpu.exited", Cumulative, "ns", "domain", "CPU time of threads of the QEMU process that have ended.", Walk, Iter, CPUClock)
+	CPUExited   = meter("cpu.exited", Cumulative, "ns", "domain", "CPU time of threads that have ended, after they were last read alive; a thread that was never read has all of it here.", Walk, Iter, CPUClock)
 )
 
 // Host-side disk use of a domain: what its process moved to and from storage,
@@ -53,8 +53,9 @@ var (
 	DiskFlushRequests = meter("disk.device.flush.requests", Cumulative, "request", "disk", "Cache flushes the guest asked for.", Libvirt).asksQEMU()
 )
 
-// Network use in the guest's direction. Resource id: domain name, "-", domain
-// UUID, "-", tap device.
+// Network use in the guest's direction. Resource id: the name of the NIC's
+// filterref where Nova made the domain and gave the NIC one, else domain name, "-",
+// domain UUID, "-", tap device.
 var (
 	NetInBytes    = meter("network.incoming.bytes", Cumulative, "B", "nic", "Bytes the guest received.", RTNL, Libvirt)
 	NetOutBytes   = meter("network.outgoing.bytes", Cumulative, "B", "nic", "Bytes the guest sent.", RTNL, Libvirt)
@@ -66,9 +67,9 @@ var (
 	NetOutDrops   = meter("network.outgoing.packets.drop", Cumulative, "packet", "nic", "Packets from the guest that were dropped.", RTNL, Libvirt)
 )
 
-// CheckCPU is how far the process CPU time by libvirt lies from ours.
-// Resource id: the domain's UUID.
-var CheckCPU = meter("check.cpu.process", Gauge, "ns", "domain", "libvirt's cpu.time minus cpu.process as read in the same poll.", Libvirt).asksQEMU()
+// CheckCPU is how far the process CPU time by libvirt lies outside of our
+// readings before and after it: 0 between them. Resource id: the domain's UUID.
+var CheckCPU = meter("check.cpu.process", Gauge, "ns", "domain", "How far libvirt's cpu.time lies below (negative) or above two readings of cpu.process around it; 0 between them.", Libvirt).asksQEMU()
 
 // Catalogue lists every meter, in the order of docs/meters.md.
 var Catalogue = []*Meter{

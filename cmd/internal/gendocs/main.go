@@ -45,7 +45,7 @@ func pages(root string) (map[string][]byte, error) {
 // resources says what the resource ids of the catalogue look like.
 var resources = map[string]string{
 	"domain": "UUID of the domain",
-	"nic":    "libvirt name, `-`, UUID, `-`, tap device",
+	"nic":    "Nova's filterref, else libvirt name, `-`, UUID, `-`, tap device",
 	"disk":   "UUID, `-`, target device (`vda`)",
 }
 
