@@ -177,6 +177,63 @@ func (p *Predicate) Fix(decide func(*Cond) (Truth, bool)) *Predicate {
 	return combine(p.op, subs)
 }
 
+// May reports whether the predicate may still select something when decide is
+// used as by Fix. It allocates nothing.
+func (p *Predicate) May(decide func(*Cond) (Truth, bool)) bool {
+	return p.outcomes(decide)&(1<<True) != 0
+}
+
+// outcomes returns the set of truths that are possible, as bits.
+func (p *Predicate) outcomes(decide func(*Cond) (Truth, bool)) uint8 {
+	const all = 1<<False | 1<<Unknown | 1<<True
+	switch p.op {
+	case opCond:
+		if t, ok := decide(p.cond); ok {
+			return 1 << t
+		}
+		return all
+	case opNot:
+		sub := p.subs[0].outcomes(decide)
+		return sub&(1<<Unknown) | sub&(1<<False)<<True | sub&(1<<True)>>True
+	case opAnd:
+		// Each outcome is the least of one of each sub's.
+		out := uint8(1 << True)
+		for _, s := range p.subs {
+			out = least(out, s.outcomes(decide))
+		}
+		return out
+	case opOr:
+		out := uint8(1 << False)
+		for _, s := range p.subs {
+			out = most(out, s.outcomes(decide))
+		}
+		return out
+	}
+	return 1 << p.op
+}
+
+func least(a, b uint8) (out uint8) {
+	for x := False; x <= True; x++ {
+		for y := False; y <= True; y++ {
+			if a>>x&1 != 0 && b>>y&1 != 0 {
+				out |= 1 << min(x, y)
+			}
+		}
+	}
+	return out
+}
+
+func most(a, b uint8) (out uint8) {
+	for x := False; x <= True; x++ {
+		for y := False; y <= True; y++ {
+			if a>>x&1 != 0 && b>>y&1 != 0 {
+				out |= 1 << max(x, y)
+			}
+		}
+	}
+	return out
+}
+
 // Required yields the conditions that every match satisfies.
 func (p *Predicate) Required(yield func(*Cond) bool) { p.required(yield) }
 

@@ -100,9 +100,56 @@ func TestFixDecidesWhatIsKnown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if may := p.May(tc.decide); tc.constant && may != tc.selects {
+			t.Errorf("%s: it may select: got %v, want %v", name, may, tc.selects)
+		}
 		if selects, constant := p.Fix(tc.decide).Const(); selects != tc.selects || constant != tc.constant {
 			t.Errorf("%s: got %v, %v, want %v, %v", name, selects, constant, tc.selects, tc.constant)
 		}
+	}
+}
+
+// What May rules out, no sample matches.
+func TestMayRulesOutOnlyWhatCannotMatch(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	fields := []store.Field{store.FieldMeter, store.FieldProject, store.FieldUser}
+	var filter func(depth int) store.Filter
+	filter = func(depth int) store.Filter {
+		switch n := r.IntN(4); {
+		case depth == 0 || n == 0:
+			return store.Where(fields[r.IntN(3)], store.Eq, string(rune('a'+r.IntN(2))))
+		case n == 1:
+			sub := filter(depth - 1)
+			return store.Filter{Not: &sub}
+		case n == 2:
+			return store.And(filter(depth-1), filter(depth-1))
+		}
+		return store.Filter{Or: []store.Filter{filter(depth - 1), filter(depth - 1)}}
+	}
+	values := []string{"", "a", "b"}
+	ruledOut := 0
+	for range 500 {
+		p, err := store.Compile(filter(3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, meter := range values {
+			may := p.May(func(c *store.Cond) (store.Truth, bool) { return c.Text(meter), c.Field == store.FieldMeter })
+			if !may {
+				ruledOut++
+			}
+			for _, project := range values {
+				for _, user := range values {
+					s := &store.Sample{Sample: sample.Sample{Name: meter, Project: project, User: user}}
+					if !may && p.Match(s, store.NewDocument(nil)) {
+						t.Fatalf("%q %q %q matches what May rules out", meter, project, user)
+					}
+				}
+			}
+		}
+	}
+	if ruledOut < 100 {
+		t.Errorf("only %d cases were ruled out; the test is blind", ruledOut)
 	}
 }
 

@@ -67,7 +67,8 @@ type Store interface {
 
 	// Gaps returns the gaps that overlap the given time, both ends included,
 	// oldest first.
-	Gaps(ctx context.Context, from, to int64) ([]Gap, error)
+	// Their Node is always set; gaps with equal fields are one.
+	Gaps(ctx context.Context, from, to int64) ([]sample.Gap, error)
 
 	// Close writes what is in memory and ends the engine.
 	Close() error
@@ -92,12 +93,6 @@ type Resource struct {
 	Metadata              []byte   // of the newest sample; a JSON object, or empty
 	First, Last           int64    // times of the oldest and newest sample that match
 	Meters                []string // names of all its meters, sorted
-}
-
-// Gap is a stored gap.
-type Gap struct {
-	sample.Gap
-	Node string
 }
 
 // Field is what a condition is about.

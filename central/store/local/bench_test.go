@@ -262,39 +262,123 @@ func BenchmarkAppend(b *testing.B) {
 	b.ReportMetric(float64(wall.Nanoseconds())/float64(n), "wall-ns/sample")
 }
 
-// BenchmarkNewest100 lists the newest 100 samples of one series after another.
-func BenchmarkNewest100(b *testing.B) {
-	for name, settled := range map[string]bool{"head and chunks": false, "chunks only": true} {
+// benchStore is a store with samples: half of them settled, the rest in memory
+// and in fresh chunks; or all settled.
+func benchStore(b *testing.B, settled bool) (*Store, *fleet) {
+	s, err := Open(b.TempDir(), Options{MinFree: 1, Retention: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { closeStore(b, s) })
+	f := newFleet(b, 100, 50)
+	ingest(b, s, f, benchSamples(b)/2)
+	settle(b, s)
+	ingest(b, s, f, benchSamples(b)/2)
+	if settled {
+		settle(b, s)
+	}
+	return s, f
+}
+
+func (f *fleet) meter(i int) store.Filter {
+	return store.Where(store.FieldMeter, store.Eq, f.columns[i%len(f.columns)].ref.Name)
+}
+
+func (f *fleet) row(i int) *sample.Row {
+	rows := f.nodes[i%len(f.nodes)].batch.Rows
+	return &rows[i/len(f.nodes)%len(rows)]
+}
+
+func benchList(b *testing.B, s *Store, limit int, filter store.Filter) (last store.Sample) {
+	n := 0
+	if err := s.Samples(context.Background(), filter, func(sm store.Sample) bool {
+		n++
+		last = sm
+		return n < limit
+	}); err != nil {
+		b.Fatal(err)
+	}
+	if n == 0 {
+		b.Fatal("nothing found")
+	}
+	return last
+}
+
+func benchStatistics(b *testing.B, s *Store, q store.StatisticsQuery) {
+	rows, err := s.Statistics(context.Background(), q)
+	if err != nil || len(rows) == 0 {
+		b.Fatal(rows, err)
+	}
+}
+
+// BenchmarkQuery asks a store of 100,000 series, each time for something else.
+func BenchmarkQuery(b *testing.B) {
+	for _, settled := range []bool{false, true} {
+		name := "half in memory"
+		if settled {
+			name = "all in chunks"
+		}
 		b.Run(name, func(b *testing.B) {
-			s, err := Open(b.TempDir(), Options{MinFree: 1, Retention: -1})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer s.Close()
-			f := newFleet(b, 100, 50)
-			ingest(b, s, f, benchSamples(b)/2)
-			if err := s.Flush(context.Background()); err != nil {
-				b.Fatal(err)
-			}
-			ingest(b, s, f, benchSamples(b)/2)
-			if settled {
-				settle(b, s)
-			}
-			b.ReportAllocs()
-			b.ResetTimer()
-			for i := range b.N {
-				node := f.nodes[i%len(f.nodes)]
-				filter := store.And(
-					store.Where(store.FieldMeter, store.Eq, f.columns[i%len(f.columns)].ref.Name),
-					store.Where(store.FieldResource, store.Eq, node.batch.Rows[i%len(node.batch.Rows)].Resource),
-				)
-				n := 0
-				if err := s.Samples(context.Background(), filter, func(store.Sample) bool {
-					n++
-					return n < 100
-				}); err != nil {
-					b.Fatal(err)
-				}
+			s, f := benchStore(b, settled)
+			resource := func(i int) store.Filter { return store.Where(store.FieldResource, store.Eq, f.row(i).Resource) }
+			project := func(i int) store.Filter { return store.Where(store.FieldProject, store.Eq, f.row(i).Project) }
+			for _, q := range []struct {
+				name string
+				ask  func(b *testing.B, i int)
+			}{
+				{"newest 100 of a series", func(b *testing.B, i int) { benchList(b, s, 100, store.And(f.meter(i), resource(i))) }},
+				{"newest 100 of a project's meter", func(b *testing.B, i int) { benchList(b, s, 100, store.And(f.meter(i), project(i))) }},
+				{"newest 100 of a meter", func(b *testing.B, i int) { benchList(b, s, 100, f.meter(i)) }},
+				{"newest 100 of all", func(b *testing.B, _ int) { benchList(b, s, 100, store.Filter{}) }},
+				{"a series by minutes", func(b *testing.B, i int) {
+					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), resource(i)), Period: 60})
+				}},
+				{"a series' last five minutes", func(b *testing.B, i int) {
+					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), resource(i), store.Where(store.FieldTime, store.Ge, f.now-300e6))})
+				}},
+				{"a project's meter by resource", func(b *testing.B, i int) {
+					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), project(i)), GroupBy: []store.Group{{Field: store.FieldResource}}})
+				}},
+				{"a meter by project", func(b *testing.B, i int) {
+					benchStatistics(b, s, store.StatisticsQuery{Filter: f.meter(i), GroupBy: []store.Group{{Field: store.FieldProject}}})
+				}},
+				{"a flavour's meter by project", func(b *testing.B, i int) {
+					flavour := store.Filter{Cond: &store.Cond{Field: store.FieldMetadata, Key: "flavor.id", Op: store.Eq, Value: fmt.Sprint(i % 8)}}
+					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), flavour), GroupBy: []store.Group{{Field: store.FieldProject}}})
+				}},
+				{"a sample by id", func(b *testing.B, i int) {
+					old := benchList(b, s, 100, store.And(f.meter(i), resource(i)))
+					if got, err := s.Sample(context.Background(), old.ID); err != nil || got.ID != old.ID {
+						b.Fatal(got, err)
+					}
+				}},
+				{"meters of a resource", func(b *testing.B, i int) {
+					if ms, err := s.Meters(context.Background(), resource(i)); err != nil || len(ms) != len(f.columns) {
+						b.Fatal(len(ms), err)
+					}
+				}},
+				{"all resources", func(b *testing.B, _ int) {
+					if rs, err := s.Resources(context.Background(), store.Filter{}); err != nil || len(rs) != 5000 {
+						b.Fatal(len(rs), err)
+					}
+				}},
+				{"resources of the last minute", func(b *testing.B, _ int) {
+					if rs, err := s.Resources(context.Background(), store.Where(store.FieldTime, store.Ge, f.now-60e6)); err != nil || len(rs) != 5000 {
+						b.Fatal(len(rs), err)
+					}
+				}},
+			} {
+				b.Run(q.name, func(b *testing.B) {
+					b.ReportAllocs()
+					i := 0
+					before, _ := cpuTime(b)
+					for b.Loop() {
+						q.ask(b, i)
+						i++
+					}
+					after, _ := cpuTime(b)
+					b.ReportMetric(float64((after-before).Microseconds())/float64(i)/1000, "cpu-ms/op")
+				})
 			}
 		})
 	}

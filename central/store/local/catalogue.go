@@ -38,6 +38,7 @@ CREATE TABLE gap (
 	seq INTEGER NOT NULL, n INTEGER NOT NULL, node TEXT NOT NULL, meter TEXT NOT NULL, resource TEXT NOT NULL,
 	"from" INTEGER NOT NULL, "to" INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (seq, n)) WITHOUT ROWID;
 CREATE INDEX gap_to ON gap ("to");
+CREATE UNIQUE INDEX gap_once ON gap (node, meter, resource, "from", "to", reason);
 PRAGMA user_version = 1;
 `
 
@@ -382,7 +383,7 @@ func (c *catalogue) transaction(d dimensions, gaps []gap) error {
 type gap struct {
 	seq uint64
 	n   int
-	store.Gap
+	sample.Gap
 }
 
 // gaps reads those that overlap the time.

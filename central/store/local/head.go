@@ -332,7 +332,8 @@ func (s *Store) publish(hb *headBatch, node string, gaps []sample.Gap) {
 		h.byID[hb.id] = hb
 	}
 	for n, g := range gaps {
-		h.gaps = append(h.gaps, gap{hb.seq, n, store.Gap{Gap: g, Node: node}})
+		g.Node = cmp.Or(g.Node, node)
+		h.gaps = append(h.gaps, gap{hb.seq, n, g})
 	}
 	h.bytes += hb.bytes() + 100*int64(len(gaps))
 	s.published = hb.seq

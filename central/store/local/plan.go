@@ -114,17 +114,12 @@ func holderDecides(h *holder) func(*store.Cond) (store.Truth, bool) {
 	}
 }
 
-func never(p *store.Predicate) bool {
-	selects, constant := p.Const()
-	return constant && !selects
-}
-
 // candidates calls each with the resources that may have matches. The caller
 // holds the store's lock.
 func (pl *plan) candidates(each func(r *resource)) {
 	usesHolder := pl.predicate.Uses(store.FieldResource, store.FieldProject, store.FieldUser, store.FieldSource)
 	visit := func(r *resource) {
-		if !usesHolder || slices.ContainsFunc(r.holders, func(h *holder) bool { return !never(pl.predicate.Fix(holderDecides(h))) }) {
+		if !usesHolder || slices.ContainsFunc(r.holders, func(h *holder) bool { return pl.predicate.May(holderDecides(h)) }) {
 			each(r)
 		}
 	}
@@ -147,7 +142,7 @@ func (pl *plan) targets() []target {
 	usesMeter := pl.predicate.Uses(store.FieldMeter, store.FieldKind, store.FieldUnit)
 	out := make([]bool, len(pl.meters)) // left out
 	for i, m := range pl.meters {
-		out[i] = usesMeter && never(pl.predicate.Fix(meterDecides(m)))
+		out[i] = usesMeter && !pl.predicate.May(meterDecides(m))
 	}
 	var ts []target
 	pl.s.mu.RLock()
@@ -219,18 +214,4 @@ func (pl *plan) matches(m *meter, p *point) (bool, error) {
 	s.Time = p.time
 	s.Volume.Bits, s.Volume.Tag = p.bits, p.tag
 	return pred.Match(&s, pl.document(p.meta)), nil
-}
-
-// flushedDays yields the days that may have chunks of a series and matches,
-// newest first.
-func (pl *plan) flushedDays(n newest, yield func(day) bool) {
-	if !n.has {
-		return
-	}
-	from, to := max(pl.from, n.first), min(pl.to, n.last)
-	for i := len(pl.days) - 1; i >= 0; i-- {
-		if d := pl.days[i]; d.end() >= from && d.start() <= to && !yield(d) {
-			return
-		}
-	}
 }

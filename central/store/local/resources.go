@@ -76,9 +76,17 @@ func (v *view) newestSeries(r *resource) []newest {
 	ranks := make([]rank, len(out))
 	v.lockedRows(r, func(ref rowRef) {
 		row := ref.info()
+		c, next := 0, 0
 		for at, to := ref.span(ref.row); at < to; at++ {
 			index := int(ref.indexes[at])
-			i := slices.Index(r.meters, ref.column(index).meter)
+			for c+1 < len(ref.columns) && ref.columns[c+1].index <= index {
+				c++
+			}
+			i := next // rows name a resource's meters in the order they were first seen in
+			if m := ref.columns[c].meter; i >= len(r.meters) || r.meters[i] != m {
+				i = slices.Index(r.meters, m)
+			}
+			next = i + 1
 			n, k := &out[i], rank{ref.seq, index}
 			if n.has && n.last == row.time && (ranks[i].seq > k.seq || ranks[i].seq == k.seq && ranks[i].index > k.index) {
 				continue
@@ -161,8 +169,12 @@ func (s *Store) Resources(ctx context.Context, f store.Filter) (_ []store.Resour
 			ID: r.id, Source: n.holder.source, Project: n.holder.project, User: n.holder.user,
 			Metadata: s.catalogue.metas[n.meta], First: l.first, Last: l.last,
 		}
-		for i, series := range v.newestSeries(r) {
-			if series.has {
+		series := r.flushed.series
+		if len(series) < len(r.meters) || slices.ContainsFunc(series, func(n newest) bool { return !n.has }) {
+			series = v.newestSeries(r) // some meters may be in the heads only
+		}
+		for i := range series {
+			if series[i].has {
 				res.Meters = append(res.Meters, r.meters[i].Name)
 			}
 		}
@@ -364,7 +376,7 @@ func (pl *plan) rowMatches(t int64, h *holder, meta uint32, recorded func() (int
 var noMeter = &meter{no: 1<<32 - 1}
 
 // Gaps implements [store.Store].
-func (s *Store) Gaps(ctx context.Context, from, to int64) ([]store.Gap, error) {
+func (s *Store) Gaps(ctx context.Context, from, to int64) ([]sample.Gap, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -382,7 +394,8 @@ func (s *Store) Gaps(ctx context.Context, from, to int64) ([]store.Gap, error) {
 		}
 	}
 	s.mu.RUnlock()
-	// A flush that ends in between leaves gaps in both places.
+	// A flush that ends in between leaves gaps in both places, and several
+	// pipelines may pass the same gap on.
 	saved, err := s.catalogue.gaps(from, to)
 	if err != nil {
 		return nil, err
@@ -391,10 +404,13 @@ func (s *Store) Gaps(ctx context.Context, from, to int64) ([]store.Gap, error) {
 	slices.SortFunc(all, func(a, b gap) int {
 		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.seq, b.seq), cmp.Compare(a.n, b.n))
 	})
-	all = slices.CompactFunc(all, func(a, b gap) bool { return a.seq == b.seq && a.n == b.n })
-	var out []store.Gap
+	var out []sample.Gap
+	seen := map[sample.Gap]bool{}
 	for i := range all {
-		out = append(out, all[i].Gap)
+		if g := all[i].Gap; !seen[g] {
+			seen[g] = true
+			out = append(out, g)
+		}
 	}
 	return out, nil
 }

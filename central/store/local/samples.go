@@ -30,9 +30,11 @@ func (s *Store) Samples(ctx context.Context, f store.Filter, yield func(store.Sa
 		return pl.byID(yield)
 	}
 	targets := pl.targets()
-	q := make(queue, 0, len(targets))
+	streams := make([]stream, len(targets))
+	q := make(queue, len(targets))
 	for i := range targets {
-		q = append(q, newStream(pl, &targets[i]))
+		streams[i].start(pl, &targets[i])
+		q[i] = &streams[i]
 	}
 	heap.Init(&q)
 	for n := 0; len(q) > 0; n++ {
@@ -114,28 +116,29 @@ type stream struct {
 	head   bool   // the heads are still to be read
 	chunks bool   // there may be more chunks
 	bound  int64  // no point of those chunks is newer
-	days   []day  // still to be read, newest first
 	day    day    // being read
+	older  int    // position in the plan's days of the next one to read, or -1
 	key    []byte // of the chunk read last; empty: the day's newest is next
 }
 
-func newStream(pl *plan, t *target) *stream {
-	s := &stream{target: t, pl: pl, head: true}
-	pl.flushedDays(t.state, func(d day) bool {
-		s.days = append(s.days, d)
-		return true
-	})
+func (s *stream) start(pl *plan, t *target) {
+	s.target, s.pl, s.head, s.older = t, pl, true, len(pl.days)-1
 	s.nextDay()
 	if s.chunks {
 		s.bound = min(s.bound, t.state.last)
 	}
-	return s
 }
 
+// nextDay goes to the next older day that may have chunks with matches.
 func (s *stream) nextDay() {
-	if s.chunks = len(s.days) > 0; s.chunks {
-		s.day, s.days, s.key = s.days[0], s.days[1:], s.key[:0]
-		s.bound = s.day.end()
+	s.chunks = false
+	from, to := max(s.pl.from, s.state.first), min(s.pl.to, s.state.last)
+	for ; s.state.has && s.older >= 0; s.older-- {
+		if d := s.pl.days[s.older]; d.end() >= from && d.start() <= to {
+			s.chunks, s.day, s.bound, s.key = true, d, d.end(), s.key[:0]
+			s.older--
+			return
+		}
 	}
 }
 

@@ -23,7 +23,7 @@ type Store struct {
 
 	mu      sync.RWMutex
 	samples []store.Sample // in the order they were stored
-	gaps    []store.Gap
+	gaps    []sample.Gap
 	batches map[batchKey]bool
 	keys    map[sampleKey]bool
 }
@@ -87,7 +87,10 @@ func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.S
 			}
 		}
 		for _, g := range b.Gaps {
-			s.gaps = append(s.gaps, store.Gap{Gap: g, Node: b.Node})
+			g.Node = cmp.Or(g.Node, b.Node)
+			if !slices.Contains(s.gaps, g) {
+				s.gaps = append(s.gaps, g)
+			}
 		}
 	}
 	return out, nil
@@ -332,16 +335,16 @@ func aggregate(a *store.Statistics, samples []store.Sample, q store.StatisticsQu
 }
 
 // Gaps implements [store.Store].
-func (s *Store) Gaps(_ context.Context, from, to int64) ([]store.Gap, error) {
+func (s *Store) Gaps(_ context.Context, from, to int64) ([]sample.Gap, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	var out []store.Gap
+	var out []sample.Gap
 	for _, g := range s.gaps {
 		if g.From <= to && g.To >= from {
 			out = append(out, g)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b store.Gap) int { return cmp.Compare(a.From, b.From) })
+	slices.SortStableFunc(out, func(a, b sample.Gap) int { return cmp.Compare(a.From, b.From) })
 	return out, nil
 }
 

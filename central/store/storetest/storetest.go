@@ -655,15 +655,23 @@ func testGaps(t *testing.T, f *fixture) {
 	late.Batch.Gaps, early.Batch.Gaps = []sample.Gap{a}, []sample.Gap{b}
 	late, early = seal(late.Batch), seal(early.Batch)
 	f.append(t, late, early, late)
-	ga, gb := store.Gap{Gap: a, Node: "node-1"}, store.Gap{Gap: b, Node: "node-1"}
+	ga, gb := a, b
+	ga.Node, gb.Node = "node-1", "node-1"
+	// A pipeline that passes a part of a batch sends its gaps on in a batch of
+	// the notifier, and two such pipelines do so twice.
+	for range 2 {
+		derived := f.batch()
+		derived.Batch.Node, derived.Batch.Gaps = "notifier-1", []sample.Gap{ga}
+		f.append(t, seal(derived.Batch))
+	}
 	f.everywhere(t, func(t *testing.T) {
 		for name, tc := range map[string]struct {
 			from, to int64
-			want     []store.Gap
+			want     []sample.Gap
 		}{
-			"all are oldest first":           {base - hour, base + hour, []store.Gap{gb, ga}},
-			"a gap that ends at the start":   {base + 2*minute, base + hour, []store.Gap{ga}},
-			"a gap that begins at the end":   {base - hour, base, []store.Gap{gb}},
+			"all are oldest first":           {base - hour, base + hour, []sample.Gap{gb, ga}},
+			"a gap that ends at the start":   {base + 2*minute, base + hour, []sample.Gap{ga}},
+			"a gap that begins at the end":   {base - hour, base, []sample.Gap{gb}},
 			"neither before nor after a gap": {base + 2*minute + 1, base + hour, nil},
 		} {
 			got, err := f.Gaps(context.Background(), tc.from, tc.to)
