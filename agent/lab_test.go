@@ -21,6 +21,7 @@ import (
 	"github.com/kvmeter/kvmeter/bpf"
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/collectors/all"
+	"github.com/kvmeter/kvmeter/collectors/procfs"
 	"github.com/kvmeter/kvmeter/collectors/rtnl"
 	"github.com/kvmeter/kvmeter/sample"
 	"github.com/kvmeter/kvmeter/test/lab"
@@ -165,7 +166,7 @@ func started(t *testing.T, pid int) time.Time {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	must(t, err)
-	ticks, _, err := parseStat(data)
+	ticks, _, err := procfs.ParseStat(data)
 	must(t, err)
 	return time.Now().Add(time.Duration(ticks)*clockTick - uptime())
 }

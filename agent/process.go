@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvmeter/kvmeter/collectors/procfs"
 )
 
 // process is a QEMU process that runs a guest.
@@ -232,7 +234,7 @@ func (s *scanner) stat(dir, pid int) (start uint64, kernel bool, err error) {
 	if err != nil {
 		return 0, false, err
 	}
-	return parseStat(data)
+	return procfs.ParseStat(data)
 }
 
 func (s *scanner) readOf(dir, pid int, name string) ([]byte, error) {
@@ -268,27 +270,6 @@ func mayBeQEMU(cmdline []byte) bool {
 	program, _, _ := bytes.Cut(cmdline, []byte{0})
 	base := program[bytes.LastIndexByte(program, '/')+1:]
 	return bytes.HasPrefix(base, []byte("qemu-")) || string(base) == "kvm" || bytes.Contains(cmdline, []byte("\x00-uuid\x00"))
-}
-
-// kernelThread is PF_KTHREAD of include/linux/sched.h.
-const kernelThread = 0x200000
-
-func parseStat(data []byte) (start uint64, kernel bool, err error) {
-	// The second field is the process's name in parentheses, and may hold
-	// anything. See proc(5).
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(fields) < 20 {
-		return 0, false, errors.New("stat of the process is too short")
-	}
-	flags, err := strconv.ParseUint(string(fields[9-3]), 10, 64)
-	if err != nil {
-		return 0, false, fmt.Errorf("flags of the process: %w", err)
-	}
-	start, err = strconv.ParseUint(string(fields[22-3]), 10, 64)
-	if err != nil {
-		return 0, false, fmt.Errorf("start time of the process: %w", err)
-	}
-	return start, flags&kernelThread != 0, nil
 }
 
 // parseCommand reads the command line of a process, whose arguments end with

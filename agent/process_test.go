@@ -66,33 +66,6 @@ func FuzzParseCommand(f *testing.F) {
 	})
 }
 
-func TestParseStat(t *testing.T) {
-	line := "1234 (CPU ) 0/KVM (x) S 1 1234 1234 0 -1 138412416 2 0 0 0 5 6 0 0 20 0 4 0 987654321 1 2 3"
-	start, kernel, err := parseStat([]byte(line))
-	if err != nil || start != 987654321 || kernel {
-		t.Errorf("got %d, %t, %v; want 987654321, false, nil", start, kernel, err)
-	}
-	line = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12 0 0"
-	start, kernel, err = parseStat([]byte(line))
-	if err != nil || start != 12 || !kernel {
-		t.Errorf("got %d, %t, %v; want 12, true, nil", start, kernel, err)
-	}
-	for _, broken := range []string{"", "1 (x", "1 (x) S 1 2 3", strings.Replace(line, " 12 0 0", " many 0 0", 1)} {
-		if _, _, err := parseStat([]byte(broken)); err == nil {
-			t.Errorf("parseStat(%q) succeeded", broken)
-		}
-	}
-}
-
-func FuzzParseStat(f *testing.F) {
-	f.Add([]byte("1234 (CPU ) 0/KVM (x) S 1 1234 1234 0 -1 138412416 2 0 0 0 5 6 0 0 20 0 4 0 987654321 1 2 3"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if _, _, err := parseStat(data); err == nil && !strings.Contains(string(data), " ") {
-			t.Errorf("parseStat(%q) succeeded", data)
-		}
-	})
-}
-
 // fakeProc is a folder that looks like /proc.
 type fakeProc struct {
 	t   testing.TB

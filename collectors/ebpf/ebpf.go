@@ -3,26 +3,14 @@
 package ebpf
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
 	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/bpf"
+	"github.com/kvmeter/kvmeter/collectors"
 )
-
-// Reader is what [Open] returns: a [bpf.Walk] or a [bpf.Iter].
-type Reader interface {
-	// Origin is the reader's name in samples: walk or iter.
-	Origin() string
-	// Read fills out[i] with what procs[i] has used.
-	Read(ctx context.Context, procs []bpf.Proc, out []bpf.Usage) error
-	// Stats counts what the reader has met.
-	Stats() bpf.Stats
-	// Close unloads the program.
-	Close() error
-}
 
 // Options choose a reader.
 type Options struct {
@@ -30,12 +18,12 @@ type Options struct {
 	Origin string
 }
 
-// Open loads the walk or, where the kernel can't, the iterator. What the
+// Open loads [bpf.Walk] or, where the kernel can't, [bpf.Iter]. What the
 // kernel can do is found out by loading, never by its version. The error says
 // in one sentence why neither can be had ([bpf.ErrNoBTF], [bpf.ErrNoCapability],
 // [bpf.ErrRefused], [bpf.ErrPIDNamespace]); the caller can then fall back to
 // [github.com/kvmeter/kvmeter/collectors/procfs].
-func Open(log *zap.Logger, opts Options) (Reader, error) {
+func Open(log *zap.Logger, opts Options) (collectors.UsageReader, error) {
 	var walkErr error
 	switch opts.Origin {
 	case "", bpf.OriginWalk, bpf.OriginIter:

@@ -21,18 +21,19 @@ var (
 	errNotNumber = errors.New("not an unsigned number")
 )
 
-// parseStat returns the start time in clock ticks and the flags of a
-// /proc/PID/stat. The name in it may hold anything, so fields count from its
-// last parenthesis.
-func parseStat(text []byte) (start, flags uint64, err error) {
+// ParseStat returns the start time of a /proc/PID/stat, in clock ticks (10 ms)
+// since boot, and whether the process is a kernel thread.
+func ParseStat(text []byte) (start uint64, kernel bool, err error) {
+	// The name may hold anything, so fields count from its last parenthesis.
 	_, rest, found := cutLast(text, ')')
 	if !found {
-		return 0, 0, errShort
+		return 0, false, errShort
 	}
+	var flags uint64
 	var field []byte
 	for i := 0; i <= statStartTime; i++ {
 		if field, rest = nextField(rest); field == nil {
-			return 0, 0, errShort
+			return 0, false, errShort
 		}
 		switch i {
 		case statFlags:
@@ -41,10 +42,10 @@ func parseStat(text []byte) (start, flags uint64, err error) {
 			start, err = parseUint(field)
 		}
 		if err != nil {
-			return 0, 0, fmt.Errorf("field %d: %w", i+3, err)
+			return 0, false, fmt.Errorf("field %d: %w", i+3, err)
 		}
 	}
-	return start, flags, nil
+	return start, flags&pfKthread != 0, nil
 }
 
 // parseSchedstat returns the ns on a CPU, the ns runnable but off CPU, and the

@@ -102,13 +102,13 @@ func (r *Reader) read(p bpf.Proc, u *bpf.Usage) error {
 	if err != nil {
 		return gone(err)
 	}
-	start, flags, err := parseStat(text)
+	start, kernel, err := ParseStat(text)
 	switch {
 	case err != nil:
 		return fmt.Errorf("/proc/%d/stat: %w", p.PID, err)
 	case p.StartTicks != 0 && p.StartTicks != start:
 		return bpf.ErrReused
-	case flags&pfKthread != 0:
+	case kernel:
 		return bpf.ErrKernelThread
 	}
 	if err := r.readThreads(dir, u); err != nil {
@@ -243,7 +243,7 @@ func StartTicks(pid int) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read start time of process %d: %w", pid, gone(err))
 	}
-	start, _, err := parseStat(text)
+	start, _, err := ParseStat(text)
 	if err != nil {
 		return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}

@@ -27,21 +27,23 @@ func fixture(t testing.TB, name string) []byte {
 
 func TestParseStat(t *testing.T) {
 	for name, tc := range map[string]struct {
-		text         string
-		start, flags uint64
-		err          error
+		text   string
+		start  uint64
+		kernel bool
+		err    error
 	}{
-		"a process":                      {string(fixture(t, "stat.sleep")), 211136, 4194304, nil},
-		"a kernel thread":                {string(fixture(t, "stat.kthreadd")), 21, 2129984, nil},
-		"a name with ) and a newline":    {string(fixture(t, "stat.odd-name")), 211150, 4194368, nil},
-		"an empty file":                  {"", 0, 0, errShort},
-		"a file that ends early":         {"1 (a) S 1 2 3", 0, 0, errShort},
-		"letters where a number belongs": {"1 (a) S 1 2 3 4 5 x 7 8 9 10 11 12 13 14 15 16 17 18 19 20", 0, 0, errNotNumber},
+		"a process":                       {string(fixture(t, "stat.sleep")), 211136, false, nil},
+		"a kernel thread":                 {string(fixture(t, "stat.kthreadd")), 21, true, nil},
+		"a name with ) and a newline":     {string(fixture(t, "stat.odd-name")), 211150, false, nil},
+		"an empty file":                   {"", 0, false, errShort},
+		"a file that ends early":          {"1 (a) S 1 2 3", 0, false, errShort},
+		"letters where the start belongs": {"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 many 0 0", 0, false, errNotNumber},
+		"letters where a number belongs":  {"1 (a) S 1 2 3 4 5 x 7 8 9 10 11 12 13 14 15 16 17 18 19 20", 0, false, errNotNumber},
 	} {
 		t.Run(name, func(t *testing.T) {
-			start, flags, err := parseStat([]byte(tc.text))
-			if !errors.Is(err, tc.err) || err == nil && (start != tc.start || flags != tc.flags) {
-				t.Errorf("got %d, %#x, %v; want %d, %#x, %v", start, flags, err, tc.start, tc.flags, tc.err)
+			start, kernel, err := ParseStat([]byte(tc.text))
+			if !errors.Is(err, tc.err) || err == nil && (start != tc.start || kernel != tc.kernel) {
+				t.Errorf("got %d, %t, %v; want %d, %t, %v", start, kernel, err, tc.start, tc.kernel, tc.err)
 			}
 		})
 	}
@@ -89,7 +91,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(fixture(f, name))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		parseStat(b)
+		ParseStat(b)
 		parseIO(b)
 		run, wait, switches, err := parseSchedstat(b)
 		if err != nil {
