@@ -360,7 +360,7 @@ func (p *params) time(name string, otherwise int64) (int64, error) {
 	return at, nil
 }
 
-func appendGap(dst []byte, g *store.Gap) []byte {
+func appendGap(dst []byte, g *sample.Gap) []byte {
 	dst = append(dst, '{')
 	dst = appendString(field(dst, "meter"), g.Meter)
 	dst = appendString(field(dst, "resource_id"), g.Resource)

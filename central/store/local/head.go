@@ -7,7 +7,6 @@ import (
 	"math/bits"
 	"slices"
 
-	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/sample"
 )
 

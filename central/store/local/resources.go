@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 // Meters implements [store.Store]. It answers from memory.
