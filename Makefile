@@ -41,9 +41,8 @@ build: go ## build both programs into bin/ (static, no cgo)
 
 .PHONY: run
 run: go ## set up, boot VMS=2 demo guests if there are none, run kvmeter and show top
-	@scripts/packages.sh "the demo guests" $(if $(filter 0,$(DEMO)),,$(PACKAGES_LAB))
 	$(MAKE) --no-print-directory build bin/lab
-	@VMS=$(VMS) DEMO=$(DEMO) scripts/run.sh
+	@VMS=$(VMS) DEMO=$(DEMO) PACKAGES="$(PACKAGES_LAB)" scripts/run.sh
 
 .PHONY: test
 test: go ## install what the tests need and run everything, unit to end to end

@@ -32,12 +32,16 @@ restore() {
 units >"$saved/units"
 [ -e $policy ] && cp -p $policy "$saved/policy-rc.d"
 trap restore EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
 printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
 $sudo chmod 755 $policy
 log=$saved/apt.log
-if ! { $sudo apt-get update -qq && $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+# A repository that cannot be reached may not be needed, and another apt-get may
+# hold the lock for a while.
+if ! { $sudo apt-get update -qq || true
+  $sudo env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get install -qq -y --no-install-recommends \
+    -o DPkg::Lock::Timeout=120 "${missing[@]}"; } >"$log" 2>&1; then
   tail -20 "$log" >&2
-  echo "apt-get could not install: ${missing[*]}" >&2
+  echo "apt-get could not install ${missing[*]}; once they are installed by other means, this goes on." >&2
   exit 1
 fi
