@@ -47,14 +47,14 @@ run: go ## set up, boot VMS=2 demo guests if there are none, run kvmeter and sho
 .PHONY: test
 test: go ## install what the tests need and run everything, unit to end to end
 	@scripts/packages.sh "the tests" $(PACKAGES_TEST)
-	$(MAKE) --no-print-directory check test-unit test-lab
+	$(MAKE) --no-print-directory check test-lab
 
 .PHONY: test-unit
 test-unit: go ## tests that need neither root nor packages
-	$(GO) test -shuffle=on ./...
+	$(GO) test -short -shuffle=on ./...
 
 .PHONY: test-lab
-test-lab: go build bin/lab ## tests on real guests, libvirt, RabbitMQ and BPF (root)
+test-lab: go build bin/lab ## all tests, those on real guests, libvirt, RabbitMQ and BPF too (root)
 	$(GO) test -tags lab -shuffle=on -count=1 -p 1 -timeout 20m $(EXEC) ./...
 
 .PHONY: test-race

@@ -20,6 +20,9 @@ import (
 // testRandom feeds the engine and the reference with the same batches and
 // asks both the same questions.
 func testRandom(t *testing.T, f *fixture) {
+	if _, itself := f.Store.(*memory.Store); itself {
+		return // the reference, compared with itself, cannot fail
+	}
 	rounds := 6
 	if testing.Short() {
 		rounds = 2
