@@ -1,9 +1,11 @@
 package sample
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"math/bits"
+	"slices"
 )
 
 // MaxSamples is how many samples fit in a batch: the index of a sample is the
@@ -152,6 +154,9 @@ func (b *Batch) Check() error {
 	}
 	if b.IDs != nil && len(b.IDs) != n {
 		return fmt.Errorf("%d ids for %d samples", len(b.IDs), n)
+	}
+	if slices.Contains(b.IDs, "") {
+		return errors.New("a sample's id is empty")
 	}
 	return nil
 }

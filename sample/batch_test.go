@@ -190,6 +190,7 @@ func TestDecodeRefusesWhatIsNotABatch(t *testing.T) {
 		"bits after the last row":       body(t, column(u, "walk", u, []byte{3}, []any{uint64(1), uint64(2)})),
 		"a bitmap too long":             body(t, column(u, "walk", u, []byte{1, 0}, []any{uint64(1)})),
 		"too few ids":                   body(t, map[int]any{9: []any{}}),
+		"an empty id":                   body(t, map[int]any{9: []any{""}}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if b, err := decoder(t).Decode(in); !errors.Is(err, ErrMalformed) {
