@@ -471,10 +471,14 @@ func TestRabbitMQKeepsConfirmedMessagesWhenKilled(t *testing.T) {
 	if _, err := amqp.Dial(r.URL()); err == nil {
 		t.Error("it still answers")
 	}
-	if err := r.Start(t.Context()); err != nil {
+	again, err := l.RabbitMQ(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := count(t, r); got != messages {
+	if again.URL() != r.URL() {
+		t.Errorf("node moved from %s to %s", r.URL(), again.URL())
+	}
+	if got := count(t, again); got != messages {
 		t.Errorf("got %d messages after kill -9, want all %d confirmed ones", got, messages)
 	}
 	if err := r.Stop(t.Context()); err != nil {
@@ -482,13 +486,6 @@ func TestRabbitMQKeepsConfirmedMessagesWhenKilled(t *testing.T) {
 	}
 	if left, err := l.processes(func(process) bool { return true }); err != nil || len(left) != 0 {
 		t.Errorf("stopped node left processes %v, %v", left, err)
-	}
-	again, err := l.RabbitMQ(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again.URL() != r.URL() {
-		t.Errorf("node moved from %s to %s", r.URL(), again.URL())
 	}
 }
 
