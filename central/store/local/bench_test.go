@@ -260,6 +260,11 @@ func BenchmarkAppend(b *testing.B) {
 	b.ReportMetric(float64(diskBytes(b, dir))/float64(n), "B/sample")
 	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/float64(n), "allocs/sample")
 	b.ReportMetric(float64(wall.Nanoseconds())/float64(n), "wall-ns/sample")
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(usage.Maxrss)/1024, "peak-MiB")
 }
 
 // benchStore is a store with samples: half of them settled, the rest in memory

@@ -196,18 +196,24 @@ func (c *catalogue) load() error {
 		add   func()
 		len   func() int
 	}{
-		{"SELECT no, name, kind, unit FROM meter ORDER BY no", []any{&no, &name, &kind, &unit},
-			func() { c.addMeter(sample.MeterRef{Name: name, Kind: sample.Kind(kind), Unit: unit}) }, func() int { return len(c.meters) }},
+		{
+			"SELECT no, name, kind, unit FROM meter ORDER BY no",
+			[]any{&no, &name, &kind, &unit},
+			func() { c.addMeter(sample.MeterRef{Name: name, Kind: sample.Kind(kind), Unit: unit}) }, func() int { return len(c.meters) },
+		},
 		{"SELECT no, name FROM node ORDER BY no", []any{&no, &name}, func() { c.addNode(name) }, func() int { return len(c.nodes) }},
 		{"SELECT no, name FROM origin ORDER BY no", []any{&no, &name}, func() { c.addOrigin(sample.Origin(name)) }, func() int { return len(c.origins) }},
 		{"SELECT no, id FROM resource ORDER BY no", []any{&no, &name}, func() { c.addResource(name) }, func() int { return len(c.resources) }},
 		{"SELECT no, data FROM metadata ORDER BY no", []any{&no, &data}, func() { c.addMeta(slices.Clone(data)) }, func() int { return len(c.metas) }},
-		{"SELECT no, resource, source, project, user, incarnation FROM holder ORDER BY no", []any{&no, &resource, &name, &kind, &user, &incarnation},
+		{
+			"SELECT no, resource, source, project, user, incarnation FROM holder ORDER BY no",
+			[]any{&no, &resource, &name, &kind, &user, &incarnation},
 			func() {
 				if resource >= 0 && resource < len(c.resources) {
 					c.addHolder(c.resources[resource], &sample.Row{Source: name, Project: kind, User: user, Incarnation: sample.Incarnation(incarnation)})
 				}
-			}, func() int { return len(c.holders) }},
+			}, func() int { return len(c.holders) },
+		},
 	} {
 		if err := c.scan(table.query, table.dest, func() error {
 			if no != table.len() {

@@ -149,7 +149,12 @@ func records() map[string][]byte {
 	}
 	c := chunk{5000, every, ones(50, 17), ones(50, 2), bytes.Repeat([]byte{byte(sample.U64)}, 50), v["counter"], nil}
 	some := chunk{
-		77, []uint64{1, 1, 40}, []uint64{5, 9, 65535}, []uint64{0, 1, 0}, []byte{0, 1, 2}, []uint64{1, math.MaxUint64, math.Float64bits(0.5)},
+		77,
+		[]uint64{1, 1, 40},
+		[]uint64{5, 9, 65535},
+		[]uint64{0, 1, 0},
+		[]byte{0, 1, 2},
+		[]uint64{1, math.MaxUint64, math.Float64bits(0.5)},
 		[]sample.ID{{}, {UUID: [16]byte{1, 2}}, {Text: "foreign"}},
 	}
 	floats := chunk{1, []uint64{0, 2}, []uint64{0, 0}, []uint64{1, 1}, []byte{2, 2}, []uint64{math.Float64bits(12.5), math.Float64bits(-0.25)}, nil}
@@ -343,8 +348,11 @@ func TestKeysSortByWhatTheyHold(t *testing.T) {
 		}
 		a := keys[i-1]
 		for _, c := range [][2]int64{
-			{int64(a.day), int64(k.day)}, {int64(a.meter), int64(k.meter)}, {int64(a.resource), int64(k.resource)},
-			{a.last, k.last}, {int64(a.part), int64(k.part)},
+			{int64(a.day), int64(k.day)},
+			{int64(a.meter), int64(k.meter)},
+			{int64(a.resource), int64(k.resource)},
+			{a.last, k.last},
+			{int64(a.part), int64(k.part)},
 		} {
 			if c[0] > c[1] {
 				t.Errorf("%+v sorts before %+v", a, k)

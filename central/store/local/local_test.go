@@ -73,8 +73,10 @@ func closeStore(t testing.TB, s *Store) {
 // tick makes a batch of three resources with two meters each. Its volumes are
 // the batch's seq, so that its samples are known by them.
 func tick(node string, seq uint64, at int64) *sample.Batch {
-	b := &sample.Batch{ID: sample.NewBatchID(time.UnixMicro(at)), Node: node, Epoch: 1, Seq: seq, Base: at,
-		Meters: []sample.MeterRef{sample.CPU.MeterRef, {Name: "memory", Kind: sample.Gauge, Unit: "MB"}}}
+	b := &sample.Batch{
+		ID: sample.NewBatchID(time.UnixMicro(at)), Node: node, Epoch: 1, Seq: seq, Base: at,
+		Meters: []sample.MeterRef{sample.CPU.MeterRef, {Name: "memory", Kind: sample.Gauge, Unit: "MB"}},
+	}
 	for i := range 3 {
 		b.Rows = append(b.Rows, sample.Row{
 			Resource: fmt.Sprint(node, "-vm-", i), Offset: int64(i), Source: "openstack", Project: fmt.Sprint("p", seq%2),
