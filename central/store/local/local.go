@@ -112,6 +112,8 @@ type Store struct {
 	published uint64        // newest batch that readers may see
 	failed    error         // set once Pebble cannot write any more
 	failing   chan struct{} // closed when failed is set
+	shut      bool          // no more queries
+	readers   sync.WaitGroup
 	days      []day         // that have chunks, ascending
 
 	writing    sync.Mutex // held by who flushes or expires
@@ -192,14 +194,18 @@ func (s *Store) release() error {
 	return errors.Join(errs...)
 }
 
-// Close flushes and closes the store. Appends that are waiting fail. It does
-// not wait for a full disk.
+// Close flushes and closes the store. Appends that are waiting fail; queries
+// that run are waited for, a full disk is not.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		s.metrics.unregister()
 		close(s.stop)
 		err := s.contain(func() error {
 			s.wg.Wait()
+			s.mu.Lock()
+			s.shut = true
+			s.mu.Unlock()
+			s.readers.Wait()
 			if err := s.flushAll(); err != nil {
 				// Nothing is lost: the next start reads the batches again.
 				s.log.Warn("store closed without a flush", zap.Error(err))

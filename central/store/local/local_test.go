@@ -323,6 +323,41 @@ func TestClosedStoreTakesNothingAndLeavesNothingRunning(t *testing.T) {
 	}
 }
 
+func TestCloseWaitsForQueriesAndRefusesNewOnes(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	appendTick(t, s, tick("a", 1, start))
+	closed := make(chan struct{})
+	n := 0
+	err := s.Samples(context.Background(), store.Filter{}, func(store.Sample) bool {
+		if n++; n == 1 {
+			go func() {
+				closeStore(t, s)
+				close(closed)
+			}()
+			for {
+				// A query within a query is refused, and does not wait for itself.
+				if _, err := s.Meters(context.Background(), store.Filter{}); errors.Is(err, errClosed) {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			select {
+			case <-closed:
+				t.Error("the store was closed under a query")
+			default:
+			}
+		}
+		return true
+	})
+	if err != nil || n != perTick {
+		t.Errorf("got %d samples, %v, want %d", n, err, perTick)
+	}
+	<-closed
+	if _, err := s.Resources(context.Background(), store.Filter{}); !errors.Is(err, errClosed) {
+		t.Errorf("got %v, want %v", err, errClosed)
+	}
+}
+
 func TestRowsOfManyPartsAreAllFound(t *testing.T) {
 	s := open(t, t.TempDir(), Options{})
 	defer closeStore(t, s)

@@ -85,6 +85,11 @@ func (p *point) before(o *point) int {
 func (s *Store) view(ctx context.Context) (*view, error) {
 	v := &view{ctx: ctx, s: s, infos: map[uint64]batchHead{}, documents: map[uint32]*store.Document{}}
 	s.mu.RLock()
+	if s.shut {
+		s.mu.RUnlock()
+		return nil, errClosed
+	}
+	s.readers.Add(1)
 	if s.frozen != nil {
 		v.heads = append(v.heads, s.frozen)
 	}
@@ -115,6 +120,7 @@ func (s *Store) view(ctx context.Context) (*view, error) {
 }
 
 func (v *view) close() error {
+	defer v.s.readers.Done()
 	var errs []error
 	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches} {
 		if it != nil {
