@@ -114,7 +114,7 @@ type Store struct {
 	failing   chan struct{} // closed when failed is set
 	shut      bool          // no more queries
 	readers   sync.WaitGroup
-	days      []day         // that have chunks, ascending
+	days      []day // that have chunks, ascending
 
 	writing    sync.Mutex // held by who flushes or expires
 	generation uint32     // of the last flush
