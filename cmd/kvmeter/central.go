@@ -7,7 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -166,8 +168,11 @@ func openStore(ctx context.Context, cfg control.Store, log *zap.Logger, registry
 	}()
 	select {
 	case err := <-opened:
-		if errors.Is(err, fs.ErrPermission) {
+		switch {
+		case errors.Is(err, fs.ErrPermission):
 			err = fmt.Errorf("%w: let this user write there, or set store.path to a folder of its own", err)
+		case err != nil && strings.Contains(err.Error(), syscall.ENOSPC.Error()): // which Pebble does not wrap
+			err = fmt.Errorf("open store %s: its disk is full; free some space and start again", cfg.Path)
 		}
 		return s, err
 	case <-ctx.Done():

@@ -366,6 +366,16 @@ func troubleOfUp(t *testing.T, ctx context.Context, l *lab.Lab) {
 			t.Errorf("it took %s", took)
 		}
 	})
+
+	t.Run("it does not start on a full disk", func(t *testing.T) {
+		fill(t, dir) // what the last one has given back
+		cmd := exec.Command(binary(t, "kvmeter"), "up", "--state", filepath.Join(dir, "other"), "--run", filepath.Join(dir, "run"))
+		cmd.Env = append(os.Environ(), "KVMETER_API__LISTEN="+freeAddress(t), "KVMETER_AGENT__LIBVIRT=off")
+		out, err := cmd.CombinedOutput()
+		if want := "Error: open store " + filepath.Join(dir, "other", "store") + ": its disk is full; free some space and start again\n"; err == nil || !strings.HasSuffix(string(out), want) {
+			t.Errorf("%v, it says %s, want %s", err, out, want)
+		}
+	})
 }
 
 // fill fills the file system that holds dir.
