@@ -204,7 +204,7 @@ func makePlans(sources []pollSource, qemuInterval time.Duration) (plans []plan, 
 		}
 	}
 	if slowed {
-		notes = append(notes, fmt.Sprintf("meters that only QEMU can count (disk.device.*, check.*) are polled every %s where a wildcard asks for them, because reading them makes every QEMU work; name them in polling.yaml for another interval", qemuInterval))
+		notes = append(notes, fmt.Sprintf("meters that make every QEMU work (disk.device.*, check.*) are polled every %s where a wildcard asks for them; name them in polling.yaml for another interval", qemuInterval))
 	}
 	for _, p := range byKey {
 		plans = append(plans, *p)

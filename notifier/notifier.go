@@ -62,7 +62,9 @@ func New(cfg Config, d Deps) (*Notifier, error) {
 	data, err := os.ReadFile(cfg.Pipeline)
 	switch file := cfg.Pipeline; {
 	case file == "" || errors.Is(err, fs.ErrNotExist):
-		n.log.Info("no pipeline file; everything goes to the store", zap.String("file", file))
+		if file != "" {
+			n.log.Info("no pipeline file; everything goes to the store", zap.String("file", file))
+		}
 		n.pipe, err = pipeline.Load("the built-in pipeline", []byte(pipeline.Default))
 	case err == nil:
 		n.pipe, err = pipeline.Load(file, data)

@@ -121,35 +121,27 @@ func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger
 		deps.Publisher, deps.Registry = local, registry
 		a, err := agent.New(cfg.Agent, deps)
 		if err == nil {
-			err = runInOrder(ctx, log,
-				[]func(context.Context) error{a.Run},
-				[]func(context.Context) error{n.Run, ingest.Run, metrics.Serve})
+			err = runInOrder(ctx, a.Run, n.Run, ingest.Run, metrics.Serve)
 		}
 		return errors.Join(err, done(), n.Close())
 	})
 }
 
-// runInOrder runs all functions until one fails or ctx ends, then ends the
-// sources first, so that what they still deliver is taken.
-func runInOrder(ctx context.Context, log *zap.Logger, sources, sinks []func(context.Context) error) error {
+// runInOrder runs the source and its sinks until one fails or ctx ends, and
+// ends the source first, so that what it still delivers is taken.
+func runInOrder(ctx context.Context, source func(context.Context) error, sinks ...func(context.Context) error) error {
 	down, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	sink, down := errgroup.WithContext(down)
-	for _, f := range sinks {
-		sink.Go(func() error { return f(down) })
+	group, down := errgroup.WithContext(down)
+	for _, sink := range sinks {
+		group.Go(func() error { return sink(down) })
 	}
-	// A sink that fails ends the sources as well.
 	up, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(down, cancel)()
-	source, up := errgroup.WithContext(up)
-	for _, f := range sources {
-		source.Go(func() error { return f(up) })
-	}
-	err := source.Wait()
+	defer context.AfterFunc(down, cancel)() // a sink that fails ends the source
+	err := source(up)
 	stop()
-	log.Debug("the sources have ended")
-	return errors.Join(err, sink.Wait())
+	return errors.Join(err, group.Wait())
 }
 
 // makeFolders makes the folders of the socket, which guards itself, and of the

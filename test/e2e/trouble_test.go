@@ -112,7 +112,7 @@ func missing(t *testing.T, l *lab.Lab, g *lab.Guest) {
 				t.Fatalf("%v\n%s", err, &said)
 			}
 			lines := slices.DeleteFunc(strings.SplitAfter(said.String(), "\n"), func(line string) bool {
-				return !strings.HasPrefix(line, "Note: ") || strings.HasPrefix(line, "Note: meters that only QEMU can count") ||
+				return !strings.HasPrefix(line, "Note: ") || strings.HasPrefix(line, "Note: meters that make every QEMU work") ||
 					strings.HasPrefix(line, "Note: network.* cannot be collected for domains that libvirt does not describe") // of other labs
 			})
 			for _, want := range tc.said {

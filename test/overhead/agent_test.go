@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/kvmeter/kvmeter/bpf"
@@ -38,7 +39,7 @@ func BenchmarkAgent(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	l := lab.Start(b, lab.Options{})
+	l := lab.Start(b, lab.Options{Log: zap.NewNop()})
 	check(l.StartLibvirt(ctx))
 	rabbit, err := l.RabbitMQ(ctx)
 	check(err)
@@ -86,7 +87,7 @@ func BenchmarkAgent(b *testing.B) {
 		time.Sleep(window)
 		baseLibvirtd, baseQEMU := idleLibvirtd(), idleQEMU()
 
-		agent := exec.Command(program, "--config", conf, "--log-level", "warn")
+		agent := exec.Command(program, "--config", conf, "--log-level", "error")
 		agent.Stderr = os.Stderr
 		agent.SysProcAttr = &syscall.SysProcAttr{
 			Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
