@@ -79,7 +79,7 @@ bench-agent: go build bin/lab ## µs of CPU a domain and poll for 20 domains at 
 
 .PHONY: bench-store
 bench-store: go ## CPU and bytes a sample of the store, and its queries
-	$(GO) test -run '^$$' -bench . -benchtime 1x ./central/store/local
+	$(GO) test -run '^$$' -bench 'Append|Newest100|Query' ./central/store/local
 
 .PHONY: bench-compare
 bench-compare: go ## compare the benchmarks with REF=HEAD~1 by benchstat
