@@ -87,7 +87,7 @@ bench-compare: go ## compare the benchmarks with REF=HEAD~1 by benchstat
 
 .PHONY: check
 check: go ## formatting, vet, staticcheck, generated files, import rule
-	@test -z "$$($(FILES) | xargs $(TOOL) gofumpt -l | tee /dev/stderr)" || { echo "gofumpt: run \`make format\`"; exit 1; }
+	@bad=$$($(FILES) | xargs $(TOOL) gofumpt -l); [ -z "$$bad" ] || { echo "$$bad"; echo "gofumpt: run \`make format\`"; exit 1; } >&2
 	$(GO) vet -tags lab ./...
 	$(TOOL) staticcheck -tags lab ./...
 	$(GO) test ./test
