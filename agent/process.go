@@ -363,7 +363,8 @@ func openTaps(proc string, pid int) (taps []string, ok bool) {
 		return nil, false
 	}
 	for _, fd := range fds {
-		if target, err := os.Readlink(filepath.Join(dir, "fd", fd.Name())); err != nil || target != "/dev/net/tun" {
+		// In another mount namespace the path may begin with something else.
+		if target, err := os.Readlink(filepath.Join(dir, "fd", fd.Name())); err != nil || !strings.HasSuffix(target, "/dev/net/tun") {
 			continue
 		}
 		info, err := os.ReadFile(filepath.Join(dir, "fdinfo", fd.Name()))
