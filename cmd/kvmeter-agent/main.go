@@ -55,6 +55,7 @@ libvirt, the read-only socket is enough.`,
   kvmeter-agent --dry-run -f json
   kvmeter-agent --check-config
   KVMETER_AMQP__URL=amqp://kvmeter:secret@rabbit:5672/ kvmeter-agent`,
+		Version:       daemon.Version(),
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,

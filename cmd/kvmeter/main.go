@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -40,7 +39,7 @@ Try it on this host, in one process and without a broker:
 
 In a cloud, kvmeter-agent runs on every compute host and sends to RabbitMQ;
 kvmeter notifier and kvmeter central run on the control plane.`,
-		Version:       version(),
+		Version:       daemon.Version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -65,13 +64,4 @@ func sockets() []string {
 		all = append(all, filepath.Join(run, "agent.sock"), filepath.Join(run, "up", "agent.sock"))
 	}
 	return all
-}
-
-// version is that of the module, or of the commit that was built.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -200,3 +201,12 @@ func Dirs() config.Dirs { return config.UserDirs(os.Getuid(), os.Getenv) }
 
 // File returns the path of a daemon's configuration file.
 func File(name string) string { return filepath.Join(Dirs().Config, name) }
+
+// Version is that of the module, or of the commit that was built.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
