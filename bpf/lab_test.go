@@ -277,15 +277,22 @@ func TestAProcessThatIsNotTheOneMeantIsNamed(t *testing.T) {
 	dead := startChild(t, ".CPU 0/KVM")
 	dead.kill()
 	self := bpf.Proc{PID: os.Getpid()}
-	thread := make(chan int)
-	go func() {
-		runtime.LockOSThread()
-		thread <- unix.Gettid()
-		select {}
-	}()
+	// A thread that is not its process's first. Who has that one keeps it.
+	threads := make(chan int)
+	for range 2 {
+		go func() {
+			runtime.LockOSThread()
+			threads <- unix.Gettid()
+			select {}
+		}()
+	}
+	thread := <-threads
+	if other := <-threads; thread == self.PID {
+		thread = other
+	}
 	reused := c.proc
 	reused.StartTicks++
-	procs := []bpf.Proc{dead.proc, reused, {PID: 2}, {PID: <-thread}, {PID: 1 << 30}, {PID: 1<<32 + 1}, {PID: -5}, {}, alive.proc, self}
+	procs := []bpf.Proc{dead.proc, reused, {PID: 2}, {PID: thread}, {PID: 1 << 30}, {PID: 1<<32 + 1}, {PID: -5}, {}, alive.proc, self}
 	want := []error{bpf.ErrGone, bpf.ErrReused, bpf.ErrKernelThread, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, bpf.ErrGone, nil, nil}
 	for _, r := range readers(t) {
 		for i, u := range read(t, r, procs...) {
