@@ -9,6 +9,8 @@ KVM   ?= 1
 DEMO  ?= 1
 TIME  ?= 30s
 REF   ?= HEAD~1
+KERNEL ?=
+TESTS  ?=
 TOOL  := $(GO) tool -modfile=tools/go.mod
 LAB   := ./bin/lab
 FILES  = git ls-files -co --exclude-standard '*.go' ':!gen/'
@@ -16,7 +18,12 @@ FILES  = git ls-files -co --exclude-standard '*.go' ':!gen/'
 # What each kind of work needs from Debian or Ubuntu.
 PACKAGES_LAB      := libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils gcc libc6-dev binutils xz-utils iproute2 procps
 PACKAGES_GENERATE := clang-14 llvm-14 libbpf-dev clang-format-14
-PACKAGES_TEST     := $(PACKAGES_LAB) $(PACKAGES_GENERATE) rabbitmq-server git
+PACKAGES_VM       := qemu-system-x86 xz-utils e2fsprogs
+PACKAGES_IPMI     := qemu-system-x86 xz-utils ipmitool openipmi
+PACKAGES_PUBLISH  := prometheus prometheus-pushgateway gnocchi-api postgresql
+PACKAGES_WIRE     := ceilometer-agent-notification
+PACKAGES_COMPARE  := python3-ceilometer python3-libvirt rabbitmq-server
+PACKAGES_TEST     := $(PACKAGES_WIRE) $(PACKAGES_LAB) $(PACKAGES_GENERATE) $(PACKAGES_VM) $(PACKAGES_IPMI) $(PACKAGES_PUBLISH) $(PACKAGES_COMPARE) systemd git python3-oslo.config python3-keystone
 
 # The tests that need root run as root; the compiler does not.
 ifneq ($(shell id -u),0)
@@ -54,15 +61,41 @@ test-unit: go ## tests that need neither root nor packages
 	$(GO) test -short -shuffle=on ./...
 
 .PHONY: test-lab
-test-lab: go build bin/lab ## all tests, those on real guests, libvirt, RabbitMQ and BPF too (root)
-	$(GO) test -tags lab -shuffle=on -count=1 -p 1 -timeout 20m $(EXEC) ./...
+test-lab: go build bin/lab ## all tests, those on real guests, libvirt, RabbitMQ and BPF too (root); what fails runs once more, and is named
+	$(TOOL) gotestsum --format pkgname --format-hide-empty-pkg --rerun-fails=1 --rerun-fails-max-failures=5 --packages ./... -- \
+		-tags lab -shuffle=on -count=1 -p 1 -timeout 40m $(EXEC)
+
+.PHONY: test-vm
+test-vm: go ## the BPF tests in guests with Debian's kernels; KERNEL=6.1, TESTS=regexp for some
+	@scripts/packages.sh "the guests" $(PACKAGES_VM)
+	$(GO) test -tags lab -count=1 -v -timeout 40m -run 'TestKernels/^$(or $(KERNEL),.*)$$' ./test/vm -args -tests '$(TESTS)'
+
+.PHONY: test-tier
+test-tier: go ## a million notifications and ten kills; three notifiers, one killed each 30 s
+	@scripts/packages.sh "RabbitMQ" rabbitmq-server
+	$(GO) test -tags lab -count=1 -v -timeout 3h ./test/tier -args -notifications 1000000 -deaths 10 -ticks 600 -pace 500ms
+
+.PHONY: test-ipmi
+test-ipmi: go ## what a BMC says, in guests with QEMU's, OpenIPMI's and a fake one, against ipmitool
+	@scripts/packages.sh "the IPMI lab" $(PACKAGES_IPMI)
+	$(GO) test -tags lab -count=1 -v -timeout 10m ./test/ipmi ./collectors/ipmi/...
+
+.PHONY: test-ceilometer
+test-ceilometer: go ## Ceilometer's compute agent and ours on the same guests, and a table of how they differ (root)
+	@scripts/packages.sh "the comparison" $(PACKAGES_LAB) $(PACKAGES_COMPARE)
+	$(GO) test -tags lab -count=1 -v -timeout 10m $(EXEC) -run TestComputeAgents ./test/ceilometer
+
+.PHONY: test-fault
+test-fault: go ## real programs killed, cut off and out of disk, ROUNDS=60 times; SEED=n repeats a run (root)
+	@scripts/packages.sh "the faults" $(PACKAGES_LAB) rabbitmq-server
+	FAULT_ROUNDS=$(or $(ROUNDS),60) FAULT_SEED=$(or $(SEED),$$RANDOM) $(GO) test -tags lab -count=1 -v -timeout 60m $(EXEC) ./test/fault
 
 .PHONY: test-race
 test-race: go ## unit tests under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...
 
 .PHONY: test-all
-test-all: test test-race fuzz bench ## everything, with the long parts
+test-all: test test-fault test-race fuzz bench ## everything, with the long parts
 
 .PHONY: fuzz
 fuzz: go ## fuzz every decoder for TIME=30s each
@@ -73,13 +106,25 @@ bench: go ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: bench-agent
-bench-agent: go build bin/lab ## µs of CPU a domain and poll for 20 domains at 1 Hz: agent, libvirtd, QEMU (root)
+bench-agent: go build bin/lab ## µs of CPU a domain and poll at 1 Hz, and a cross-check: agent, libvirtd, QEMU (root)
 	@scripts/packages.sh "the benchmark" $(PACKAGES_LAB)
-	$(GO) test -tags lab -count=1 -timeout 20m $(EXEC) -run '^$$' -bench Agent -benchtime 1x ./test/overhead
+	$(GO) test -tags lab -count=1 -timeout 20m $(EXEC) -run '^$$' -bench 'Agent|Crosscheck|QEMUMeters' -benchtime 1x ./test/overhead
 
-.PHONY: bench-store
-bench-store: go ## CPU and bytes a sample of the store, and its queries
-	$(GO) test -run '^$$' -bench 'Append|Newest100|Query' ./central/store/local
+.PHONY: bench-bpf
+bench-bpf: go ## what BPF costs, as a table: every benchmark BenchmarkCost* (root)
+	@scripts/packages.sh "the benchmark" $(PACKAGES_LAB)
+	$(GO) test -tags lab -count=1 -p 1 -timeout 20m $(EXEC) -run '^$$' -bench '^BenchmarkCost' -benchtime 1x ./bpf/... ./collectors/... ./test/overhead | scripts/bench-table.sh
+
+.PHONY: bench-central
+bench-central: go ## CPU and bytes a sample of the store, its commits, and its queries; KVMETER_BENCH_SAMPLES, KVMETER_BENCH_POINTS
+	$(GO) test -run '^$$' -bench 'Append' -benchtime 1x -timeout 60m ./central/store/local
+	$(GO) test -run '^$$' -bench 'Commit' -benchtime 600x ./central/store/local
+	$(GO) test -run '^$$' -bench 'Newest100|Query|Month' -timeout 60m ./central/store/local
+
+.PHONY: bench-notifier
+bench-notifier: go build bin/lab ## µs of CPU a notification, beside Ceilometer's notification agent
+	@scripts/packages.sh "the benchmark" rabbitmq-server $(PACKAGES_WIRE)
+	$(GO) test -tags lab -count=1 -timeout 20m $(EXEC) -run '^$$' -bench 'Notifier' -benchtime 3x ./test/overhead
 
 .PHONY: bench-compare
 bench-compare: go ## compare the benchmarks with REF=HEAD~1 by benchstat
@@ -89,6 +134,7 @@ bench-compare: go ## compare the benchmarks with REF=HEAD~1 by benchstat
 check: go ## formatting, vet, staticcheck, generated files, import rule
 	@bad=$$($(FILES) | xargs $(TOOL) gofumpt -l); [ -z "$$bad" ] || { echo "$$bad"; echo "gofumpt: run \`make format\`"; exit 1; } >&2
 	$(GO) vet -tags lab ./...
+	$(GO) vet -tags testhooks ./cmd/kvmeter
 	$(TOOL) staticcheck -tags lab ./...
 	$(GO) test ./test
 	@scripts/generated.sh

@@ -15,11 +15,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/kvmeter/kvmeter/agent/delivery"
+	"github.com/kvmeter/kvmeter/agent/state"
 	"github.com/kvmeter/kvmeter/bpf"
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/collectors"
+	"github.com/kvmeter/kvmeter/collectors/ipmi/bmc"
 	"github.com/kvmeter/kvmeter/collectors/libvirt"
+	"github.com/kvmeter/kvmeter/collectors/procfs"
 	"github.com/kvmeter/kvmeter/collectors/rtnl"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 // LinkReader reads the counters of the host's network interfaces.
@@ -31,9 +36,12 @@ type LinkReader interface {
 // guestSource is what the agent asks libvirt.
 type guestSource interface {
 	Definitions() map[string]*collectors.Definition
+	Stopped() []*collectors.Definition
+	Sizes(ctx context.Context, uuid, device string) (collectors.DiskStats, error)
 	Changes() <-chan struct{}
 	Refresh(uuid string)
-	Stats(ctx context.Context, uuid string, cpu, disks bool) (collectors.GuestStats, error)
+	Stats(ctx context.Context, uuid string, groups collectors.Groups) (collectors.GuestStats, error)
+	Counters(ctx context.Context, cpu []string, nics bool) (map[string]collectors.GuestStats, error)
 	Err() error
 	Run(ctx context.Context)
 }
@@ -45,10 +53,15 @@ type Deps struct {
 	Registry  prometheus.Registerer    // for self-metrics; nil: none
 	Usage     []collectors.UsageReader // best first; at least one
 	Links     LinkReader               // nil: no network meters
+	KVM       KVMReader                // nil: no kvm.* meters
+	Hooks     []collectors.Hook        // detached
+	Life      Lifecycle                // nil: domains are not accounted at their end
+	Observe   func(*sample.Batch)      // gets each batch when it is made; nil: nobody does
 	Notes     []string                 // what the caller knows that cannot be collected, and why
 
-	proc  string      // in tests: another /proc
-	guest guestSource // in tests: another libvirt
+	proc    string                                     // in tests: another /proc
+	openBMC func(device string) (bmc.Transport, error) // in tests: another BMC
+	guest   guestSource                                // in tests: another libvirt
 }
 
 // Agent meters the domains of one host.
@@ -56,34 +69,54 @@ type Agent struct {
 	cfg     Config
 	log     *zap.Logger
 	metrics *metrics
-	deliver *delivery
+	deliver *delivery.Delivery
 	guest   guestSource // nil: libvirt is off
 	proc    string
 	bootID  string
 	plans   []plan
-	notes   []string // that do not change
-	socket  *server  // nil: none
+	reloads chan *reload
+	began   time.Time // when the agent was made
+	beats   sync.Map  // of *beat: the plans that are polled
+	notes   []string  // that do not change
+	socket  *server   // nil: none
+	state   *state.File
+	kvm     *kvm
+
+	sched  *procfs.Sched // nil: cpu is without the vCPUs' waits
+	images images
 
 	// asking is held while libvirt asks a QEMU: one that is asked twice at once
 	// would look stuck. It is taken before mu.
 	asking sync.Mutex
 
-	mu      sync.Mutex
-	scanner *scanner
-	scanned time.Time
-	scanAll bool // look at all processes in the next scan
-	domains map[int]*domain
-	order   []*domain // by UUID
-	found   []*domain // of the last scan
-	readers []collectors.UsageReader
-	reader  int // index of the one that answered last
-	procs   []bpf.Proc
-	usages  []bpf.Usage
-	links   LinkReader
-	table   []rtnl.Link
-	faults  map[string]string // by collector: what is wrong with it now
-	noted   bool              // the notes were logged
-	runs    struct{ discovery, usage, links, libvirt run }
+	checks   checker
+	hardware *hardware // nil: the BMC is not read
+
+	billing  *billing
+	fallover *task         // of what libvirt counts; nil: it counts nothing
+	falling  chan struct{} // receives when libvirt is needed
+
+	mu        sync.Mutex
+	scanner   *scanner
+	scanned   time.Time
+	scanAll   bool // look at all processes in the next scan
+	swept     bool // counters of domains that are no more were dropped
+	domains   map[int]*domain
+	order     []*domain // by UUID
+	found     []*domain // of the last scan
+	readers   []collectors.UsageReader
+	reader    int // index of the one that answered last
+	procs     []bpf.Proc
+	usages    []bpf.Usage
+	links     LinkReader
+	table     []rtnl.Link
+	faults    map[string]string // by collector: what is wrong with it now
+	noted     bool              // the notes were logged
+	planNotes []string          // of the plans
+	runs      struct{ discovery, usage, links, libvirt, crosscheck, fallover run }
+	hooks     *hooks
+	brake     brake
+	lives     *lives
 
 	watchers atomic.Int32
 	watch    watch
@@ -127,36 +160,71 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: deps.Log, metrics: m, guest: deps.guest, proc: deps.proc, notes: slices.Clone(deps.Notes),
 		scanner: newScanner(deps.proc), scanAll: true, domains: map[int]*domain{},
-		readers: deps.Usage, links: deps.Links, faults: map[string]string{},
+		links: deps.Links, faults: map[string]string{}, reloads: make(chan *reload),
 	}
 	a.watch.fresh = make(chan struct{})
 	if a.bootID, err = bootID(deps.proc); err != nil {
 		return nil, err
 	}
-	var notes []string
-	a.plans, notes = makePlans(sources, cfg.QEMUInterval)
-	a.notes = append(a.notes, notes...)
+	if cfg.CPUDefinition == "ceilometer" {
+		a.sched = procfs.NewSched(deps.proc)
+	}
+	if a.billing, err = newBilling(cfg.Origins); err != nil {
+		return nil, err
+	}
+	a.readers, a.falling = a.billing.sort(deps.Usage), make(chan struct{}, 1)
+	if a.hardware, err = newHardware(deps.Log, m, deps.Registry, &cfg, deps.proc, deps.openBMC); err != nil {
+		return nil, err
+	}
+	a.plans, a.planNotes = a.planAll(sources, &cfg)
+	a.fallover = newFallover(a.plans, a.billing)
+	if a.checks, err = newChecker(&cfg, sources); err != nil {
+		return nil, err
+	}
 	switch {
 	case a.guest != nil:
 	case len(cfg.Libvirt) == 0:
-		a.notes = append(a.notes, "libvirt is off: disk.device.* and check.* cannot be collected, and domains have no project, user or display name")
+		a.notes = append(a.notes, "libvirt is off: disk.device.*, what the guest tells of its memory, power.state, perf.* and check.* cannot be collected, and domains have no project, user or display name")
 	default:
-		a.guest = libvirt.New(deps.Log, libvirt.Options{Sockets: cfg.Libvirt, Host: cfg.Node, Timeout: cfg.LibvirtTimeout})
+		a.guest = libvirt.New(deps.Log, cfg.libvirtOptions())
 	}
 	delay := time.Duration(0)
 	if cfg.Spread {
 		delay = rand.N(shortest(a.plans, cfg.Interval))
 	}
-	if a.deliver, err = newDelivery(deps.Log, m, deps.Publisher, &cfg, secret, delay); err != nil {
+	dm, err := delivery.NewMetrics(deps.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("register self-metrics: %w", err)
+	}
+	if a.deliver, err = delivery.New(delivery.Options{
+		Observe: deps.Observe,
+		Log:     deps.Log, Metrics: dm, Publisher: deps.Publisher, Node: cfg.Node, Partitions: cfg.Partitions, Secret: secret,
+		QueueBytes: cfg.QueueBytes, Delay: delay, Interval: shortest(a.plans, cfg.Interval), Spool: cfg.Spool,
+	}); err != nil {
 		return nil, err
 	}
 	a.runs.discovery, a.runs.usage = m.collector("discovery"), m.collector("usage")
 	a.runs.links, a.runs.libvirt = m.collector("links"), m.collector("libvirt")
+	a.runs.crosscheck, a.runs.fallover = m.collector("crosscheck"), m.collector("fallover")
 	if cfg.Socket != "" {
 		if a.socket, err = a.listen(); err != nil {
-			return nil, err
+			return nil, errors.Join(err, a.deliver.Close())
 		}
 	}
+	a.state = state.Memory()
+	if cfg.Counters != "" {
+		if a.state, err = state.Open(deps.Log, cfg.Counters, a.bootID); err != nil {
+			if a.socket != nil {
+				_ = a.socket.listener.Close()
+			}
+			return nil, errors.Join(err, a.deliver.Close())
+		}
+	}
+	a.brake.budget = cfg.Budget / 100
+	a.began = time.Now()
+	a.lives = newLives(deps.Life, m, a.plans, &cfg)
+	a.kvm = &kvm{reader: deps.KVM, run: m.collector("kvm")}
+	a.hooks = newHooks(deps.Log, m, a.state, deps.Hooks, &cfg)
 	return a, nil
 }
 
@@ -175,7 +243,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var polls, background sync.WaitGroup
-	background.Go(func() { a.deliver.run(rest) })
+	background.Go(func() { a.deliver.Run(rest) })
 	if a.guest != nil {
 		background.Go(func() { a.guest.Run(rest) })
 		background.Go(func() { a.follow(rest) })
@@ -184,20 +252,42 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.socket != nil {
 		background.Go(func() { a.socket.serve(a.log) })
 	}
-	for _, p := range a.plans {
-		polls.Go(func() { a.schedule(ctx, newTask(p)) })
+	if a.lives.Lifecycle != nil {
+		polls.Go(func() { a.watchLives(ctx) })
 	}
-	a.log.Info("metering", zap.String("node", a.cfg.Node), zap.Int("plans", len(a.plans)))
+	plans := len(a.plans)
+	polls.Go(func() { a.keepPolling(ctx) })
+	if a.guest != nil && a.cfg.CrosscheckInterval > 0 {
+		polls.Go(func() { a.crosscheck(ctx) })
+	}
+	if a.guest != nil {
+		polls.Go(func() { a.standIn(ctx) })
+	}
+	a.log.Info("metering", zap.String("node", a.cfg.Node), zap.Int("plans", plans))
 	<-ctx.Done()
 	if a.socket != nil {
 		a.socket.close()
 	}
 	polls.Wait()
+	a.mu.Lock()
+	for _, d := range a.order {
+		d.release()
+	}
+	a.mu.Unlock()
+	if err := a.hardware.close(); err != nil {
+		a.log.Warn("cannot close the IPMI device", zap.Error(err))
+	}
 	fctx, cancel := context.WithTimeout(rest, a.cfg.ShutdownTimeout)
 	defer cancel()
-	left := a.deliver.flush(fctx)
+	left := a.deliver.Flush(fctx)
 	stop()
 	background.Wait()
+	if err := a.deliver.Close(); err != nil {
+		a.log.Warn("cannot close the spool", zap.Error(err))
+	}
+	if err := a.state.Close(); err != nil {
+		a.log.Warn("cannot close the counters", zap.Error(err))
+	}
 	if left > 0 {
 		return fmt.Errorf("%d batches were not delivered within %s and are lost", left, a.cfg.ShutdownTimeout)
 	}
@@ -240,22 +330,50 @@ func (a *Agent) follow(ctx context.Context) {
 	}
 }
 
+// beat is a plan that is polled.
+type beat struct {
+	what string
+	due  atomic.Int64 // when its next poll must have ended, in ns since the agent began
+}
+
+// Stuck names a plan whose poll should have ended atLeast ago, "" if there is
+// none. It may be called while Run runs.
+func (a *Agent) Stuck(atLeast time.Duration) (what string) {
+	now := time.Since(a.began)
+	a.beats.Range(func(key, _ any) bool {
+		if b := key.(*beat); now-time.Duration(b.due.Load()) > atLeast {
+			what = b.what
+		}
+		return what == ""
+	})
+	return what
+}
+
 // schedule runs the task at once and then at its interval. A run that takes
 // longer leaves out the runs it is late for.
 func (a *Agent) schedule(ctx context.Context, t *task) {
-	defer t.gaps.end(a.deliver.addGap)
+	defer t.gaps.end(a.deliver.AddGap)
+	alive := &beat{what: fmt.Sprintf("the poll of %s and others every %s", t.meters[0].Name, t.interval)}
+	alive.due.Store(int64(time.Since(a.began) + 2*t.interval))
+	a.beats.Store(alive, nil)
+	defer a.beats.Delete(alive)
 	start := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for n := int64(0); ; {
+		// The wait takes an interval at most, and a run may take another.
+		alive.due.Store(int64(time.Since(a.began) + 2*t.interval))
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		if t.qemu {
+		switch {
+		case t.qemu:
 			a.pollQEMU(ctx, t)
-		} else {
+		case t.bmc:
+			a.pollBMC(ctx, t)
+		default:
 			a.poll(ctx, t)
 		}
 		next := int64(time.Since(start)/t.interval) + 1
@@ -271,19 +389,32 @@ func (a *Agent) schedule(ctx context.Context, t *task) {
 func (a *Agent) Notes() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.allNotes()
+	return append(a.domainNotes(), a.hardware.note()...)
 }
 
-func (a *Agent) allNotes() []string {
-	notes := slices.Clone(a.notes)
+// domainNotes are those of the domains: a host without a BMC is no fault.
+func (a *Agent) domainNotes() []string {
+	notes := slices.Concat(a.notes, a.planNotes)
 	if a.guest != nil {
 		if err := a.guest.Err(); err != nil {
-			notes = append(notes, fmt.Sprintf("libvirt does not answer (%v): disk.device.* and check.* cannot be collected, and domains that are new have no project, user or display name; CPU, disk bytes and network go on; start libvirtd or virtqemud, or set libvirt: off", err))
+			notes = append(notes, fmt.Sprintf("libvirt does not answer (%v): disk.device.*, what guests tell of their memory, perf.* and check.* cannot be collected, and domains that are new have no project, user or display name; CPU, disk bytes and network go on; start libvirtd or virtqemud, or set libvirt: off", err))
 		}
+	}
+	if err := a.state.Err(); err != nil {
+		notes = append(notes, fmt.Sprintf("counters are not kept over a restart of the agent (%v): give it a file that it may write with the setting counters", err))
+	}
+	if note := a.deliver.Note(); note != "" {
+		notes = append(notes, note)
+	}
+	if a.kvm.fault != "" {
+		notes = append(notes, "kvm.* cannot be collected: "+a.kvm.fault)
 	}
 	for _, f := range a.faults {
 		notes = append(notes, f)
 	}
+	notes = append(notes, a.falloverNotes()...)
+	notes = append(notes, a.muteNotes()...)
+	notes = append(notes, a.hooks.notes()...)
 	var noWait, noIO, noSplit, blind bool
 	for _, d := range a.order {
 		blind = blind || d.blind && d.def == nil

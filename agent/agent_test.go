@@ -31,6 +31,8 @@ type fakeReader struct {
 	origin string
 	mu     sync.Mutex
 	usage  map[int]bpf.Usage
+	vcpus  map[int][]bpf.VCPUUsage // by PID
+	last   []bpf.Proc
 	err    error
 	reads  int
 
@@ -41,10 +43,17 @@ func (f *fakeReader) Origin() string   { return f.origin }
 func (f *fakeReader) Stats() bpf.Stats { return bpf.Stats{} }
 func (f *fakeReader) Close() error     { return nil }
 
+func (f *fakeReader) VCPUs(i int) []bpf.VCPUUsage {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.vcpus[f.last[i].PID]
+}
+
 func (f *fakeReader) Read(ctx context.Context, procs []bpf.Proc, out []bpf.Usage) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reads++
+	f.last = append(f.last[:0], procs...)
 	if f.err != nil {
 		return f.err
 	}
@@ -97,18 +106,35 @@ func (f *fakeLinks) Index(name string) (int, error) {
 type fakeGuests struct {
 	mu      sync.Mutex
 	defs    map[string]*collectors.Definition
+	idle    []*collectors.Definition
 	stats   map[string]collectors.GuestStats
 	errs    map[string]error
 	err     error
 	wanted  []string
 	changes chan struct{}
-	stat    func(ctx context.Context, uuid string) // called by Stats
+
+	counted    int // how often Counters was called
+	counterErr error
+
+	stat func(ctx context.Context, uuid string) // called by Stats
 }
 
 func (f *fakeGuests) Definitions() map[string]*collectors.Definition {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.defs
+}
+
+func (f *fakeGuests) Stopped() []*collectors.Definition {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.idle
+}
+
+func (f *fakeGuests) Sizes(_ context.Context, uuid, _ string) (collectors.DiskStats, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.stats[uuid].Disks[0], f.errs[uuid]
 }
 
 func (f *fakeGuests) Changes() <-chan struct{} { return f.changes }
@@ -127,7 +153,26 @@ func (f *fakeGuests) Err() error {
 
 func (f *fakeGuests) Run(ctx context.Context) { <-ctx.Done() }
 
-func (f *fakeGuests) Stats(ctx context.Context, uuid string, _, _ bool) (collectors.GuestStats, error) {
+// Counters says what Stats says.
+func (f *fakeGuests) Counters(_ context.Context, cpu []string, nics bool) (map[string]collectors.GuestStats, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.counted++
+	all := map[string]collectors.GuestStats{}
+	for uuid, s := range f.stats {
+		var g collectors.GuestStats
+		if slices.Contains(cpu, uuid) {
+			g.CPUTime, g.HasCPU = s.CPUTime, s.HasCPU
+		}
+		if nics {
+			g.NICs = s.NICs
+		}
+		all[uuid] = g
+	}
+	return all, f.counterErr
+}
+
+func (f *fakeGuests) Stats(ctx context.Context, uuid string, _ collectors.Groups) (collectors.GuestStats, error) {
 	if f.stat != nil {
 		f.stat(ctx, uuid)
 	}
@@ -142,9 +187,10 @@ func definition(n int) *collectors.Definition {
 	u := guestUUID(n)
 	return &collectors.Definition{
 		UUID: u, Name: fmt.Sprintf("instance-%08x", n), Display: fmt.Sprintf("vm%d", n), Project: "p", User: "u", VCPUs: 1,
+		State: 1, Memory: 16384, Perf: true, Flavor: &collectors.Flavor{Name: "m1.nano", RootGiB: 2, EphemeralGiB: 1},
 		Metadata: fmt.Appendf(nil, `{"display_name":"vm%d"}`, n),
 		NICs:     []collectors.NIC{{Device: fmt.Sprintf("tap%d", n), Resource: fmt.Sprintf("nic%d", n), Metadata: []byte(`{"name":"tap"}`)}},
-		Disks:    []collectors.Disk{{Device: "vda", Resource: u + "-vda", Metadata: []byte(`{"disk_name":"vda"}`)}},
+		Disks:    []collectors.Disk{{Device: "vda", Sources: []string{fmt.Sprintf("/var/lib/vm%d.img", n)}, Resource: u + "-vda", Metadata: []byte(`{"disk_name":"vda"}`)}},
 	}
 }
 
@@ -159,6 +205,8 @@ type world struct {
 	cfg    Config
 	deps   Deps
 	agent  *Agent
+
+	batches int // that take has found
 }
 
 // newWorld has guests 1 to n, with PIDs 101 and so on.
@@ -186,11 +234,16 @@ func newWorld(t testing.TB, n int, adapt func(*world)) *world {
 	return w
 }
 
+// alone has libvirt stand in for nobody.
+func alone(w *world) {
+	w.cfg.Origins = map[string][]sample.Origin{"cpu.process": readerOrigins, "network.*": {sample.RTNL}}
+}
+
 // start makes guest n, which has used n seconds.
 func (w *world) start(n int) {
 	w.proc.guest(100+n, uint64(1000+n), guestUUID(n), fmt.Sprintf("instance-%08x", n))
 	u := used(uint64(n)*1e9, 5, 0)
-	u.HasWait, u.HasIO, u.Wait, u.ReadBytes, u.WriteBytes, u.VCPUs = true, true, 7, 8, 9, 1
+	u.HasWait, u.HasIO, u.Wait[bpf.VCPU], u.ReadBytes, u.WriteBytes, u.VCPUs = true, true, 7, 8, 9, 1
 	w.reader.set(100+n, u)
 	w.links.table = append(w.links.table, rtnl.Link{Index: n, RxBytes: 10, TxBytes: 20, RxPackets: 1, TxPackets: 2})
 	defs := map[string]*collectors.Definition{guestUUID(n): definition(n)}
@@ -205,7 +258,7 @@ func (w *world) task(qemu bool) *task {
 	w.t.Helper()
 	for _, p := range w.agent.plans {
 		if p.qemu == qemu {
-			return newTask(p)
+			return newTask(p, w.agent.hooks)
 		}
 	}
 	w.t.Fatal("no such plan")
@@ -229,20 +282,20 @@ func (w *world) poll(task *task) ([]sample.Sample, []sample.Gap) {
 // take returns the samples and gaps of the batches that wait.
 func (w *world) take() (samples []sample.Sample, gaps []sample.Gap) {
 	w.t.Helper()
-	d := w.agent.deliver
+	w.batches = 0
 	dec, err := sample.NewDecoder()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for _, q := range d.queue {
-		b, err := dec.Decode(q.msg.Body)
+	for _, m := range w.agent.deliver.Take() {
+		w.batches++
+		b, err := dec.Decode(m.Body)
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		samples = slices.AppendSeq(samples, b.Samples())
 		gaps = append(gaps, b.Gaps...)
 	}
-	d.queue, d.bytes = nil, 0
 	return samples, gaps
 }
 
@@ -258,6 +311,10 @@ func brief(samples []sample.Sample, keep ...string) []string {
 	return out
 }
 
+// ofADomain is how many samples a domain of newWorld has at a poll that asks no
+// QEMU: with its NIC, its size and its state.
+const ofADomain = usageCount + nicCount + 2 + 6
+
 func TestPoll(t *testing.T) {
 	w := newWorld(t, 2, nil)
 	before := time.Now()
@@ -265,7 +322,7 @@ func TestPoll(t *testing.T) {
 	if len(gaps) != 0 {
 		t.Errorf("gaps %+v", gaps)
 	}
-	if want := 2 * (usageCount + nicCount); len(samples) != want {
+	if want := 2 * ofADomain; len(samples) != want {
 		t.Fatalf("%d samples, want %d", len(samples), want)
 	}
 	want := []string{
@@ -282,7 +339,10 @@ func TestPoll(t *testing.T) {
 		if strings.HasPrefix(s.Name, "network.") {
 			origin = sample.RTNL
 		}
-		if s.Origin != origin || s.Project != "p" || s.User != "u" || s.Source != "openstack" || s.Kind != sample.Cumulative ||
+		if s.Kind != sample.Cumulative {
+			continue
+		}
+		if s.Origin != origin || s.Project != "p" || s.User != "u" || s.Source != "openstack" ||
 			s.Incarnation == 0 || len(s.Metadata) == 0 || s.Time != samples[0].Time {
 			t.Errorf("sample %+v", s)
 		}
@@ -293,7 +353,7 @@ func TestPoll(t *testing.T) {
 }
 
 func TestADomainThatCannotBeReadCostsOnlyItself(t *testing.T) {
-	w := newWorld(t, 3, nil)
+	w := newWorld(t, 3, alone)
 	task := w.task(false)
 	first, _ := w.poll(task)
 	w.reader.set(102, bpf.Usage{Err: bpf.ErrTorn})
@@ -305,7 +365,7 @@ func TestADomainThatCannotBeReadCostsOnlyItself(t *testing.T) {
 		gaps[0].From != first[0].Time || gaps[0].To != samples[0].Time {
 		t.Errorf("gaps %+v", gaps)
 	}
-	again := used(9e9, 1, 0)
+	again := used(9e9, 5, 0)
 	again.HasWait, again.HasIO = true, true
 	w.reader.set(102, again)
 	samples, gaps = w.poll(task)
@@ -453,8 +513,8 @@ func TestTwoProcessesOfOneUUIDShareNoDevices(t *testing.T) {
 		}
 	}
 	samples, _ := w.poll(qemu)
-	if got := brief(samples, "check.cpu.process", "disk.device.read.bytes"); len(got) != 2 {
-		t.Errorf("samples %v, want one disk and one check", got)
+	if got := brief(samples, "disk.device.read.bytes"); len(got) != 1 {
+		t.Errorf("samples %v, want one disk", got)
 	}
 }
 
@@ -507,7 +567,7 @@ func TestAFailedScanIsCountedOnce(t *testing.T) {
 
 func TestFallOver(t *testing.T) {
 	second := &fakeReader{origin: "cpuclock", usage: map[int]bpf.Usage{101: used(900, 5, 0)}}
-	w := newWorld(t, 1, func(w *world) { w.deps.Usage = append(w.deps.Usage, second) })
+	w := newWorld(t, 1, func(w *world) { w.deps.Usage = append(w.deps.Usage, second); alone(w) })
 	w.reader.set(101, used(1000, 5, 0))
 	task := w.task(false)
 	w.poll(task)
@@ -546,7 +606,7 @@ func TestFallOver(t *testing.T) {
 }
 
 func TestLinksThatCannotBeReadAreAGap(t *testing.T) {
-	w := newWorld(t, 1, nil)
+	w := newWorld(t, 1, alone)
 	task := w.task(false)
 	w.poll(task)
 	w.links.err = errors.New("netlink is out of order")
@@ -589,7 +649,7 @@ func TestADomainThatLibvirtDoesNotKnowIsMeteredAllTheSame(t *testing.T) {
 	w.poll(task)
 	w.agent.order[0].found = time.Now().Add(-grace)
 	samples, _ := w.poll(task)
-	if len(samples) != usageCount || samples[0].Project != "" {
+	if len(samples) != usageCount+1 || samples[0].Project != "" {
 		t.Errorf("%d samples, project %q", len(samples), samples[0].Project)
 	}
 	var m map[string]string
@@ -602,8 +662,8 @@ func TestWithoutLibvirt(t *testing.T) {
 	w := newWorld(t, 1, func(w *world) { w.deps.guest = nil })
 	w.proc.run(101, 1001, "qemu-system-x86_64", "-netdev", "tap,ifname=tap1")
 	samples, _ := w.poll(w.task(false))
-	if len(samples) != usageCount+nicCount {
-		t.Fatalf("%d samples, want %d", len(samples), usageCount+nicCount)
+	if want := usageCount + 1 + nicCount + 2; len(samples) != want {
+		t.Fatalf("%d samples, want %d", len(samples), want)
 	}
 	if !isUUID(samples[0].Resource) {
 		t.Errorf("a QEMU without a UUID has the resource %q", samples[0].Resource)
@@ -617,18 +677,18 @@ func TestWithoutLibvirt(t *testing.T) {
 }
 
 func TestPollQEMU(t *testing.T) {
-	w := newWorld(t, 2, nil)
+	w := newWorld(t, 2, func(w *world) { w.cfg.CrosscheckInterval = 0 })
 	task := w.task(true)
 	w.guests.stats[guestUUID(1)] = collectors.GuestStats{
 		CPUTime: 1e9 - 25, HasCPU: true,
-		Disks: []collectors.DiskStats{{Device: "vda", ReadBytes: 1, WriteBytes: 2, ReadRequests: 3, WriteRequests: 4, FlushRequests: 5}},
+		Disks: []collectors.DiskStats{{Device: "vda", ReadBytes: 1, WriteBytes: 2, ReadRequests: 3, WriteRequests: 4, FlushRequests: 5, ReadNs: 6, WriteNs: 7, Capacity: 9}},
 	}
 	w.guests.errs[guestUUID(2)] = libvirt.ErrBusy
 	samples, gaps := w.poll(task)
 	want := []string{
-		"1 check.cpu.process -30",
-		"1-vda disk.device.flush.requests 5", "1-vda disk.device.read.bytes 1", "1-vda disk.device.read.requests 3",
-		"1-vda disk.device.write.bytes 2", "1-vda disk.device.write.requests 4",
+		"1-vda disk.device.allocation 0", "1-vda disk.device.capacity 9",
+		"1-vda disk.device.flush.requests 5", "1-vda disk.device.read.bytes 1", "1-vda disk.device.read.latency 6", "1-vda disk.device.read.requests 3",
+		"1-vda disk.device.usage 0", "1-vda disk.device.write.bytes 2", "1-vda disk.device.write.latency 7", "1-vda disk.device.write.requests 4",
 	}
 	var all []string
 	for _, m := range sample.Catalogue {
@@ -641,7 +701,7 @@ func TestPollQEMU(t *testing.T) {
 	for _, g := range gaps {
 		resources[g.Resource] = g.Meter
 	}
-	if diff := cmp.Diff(map[string]string{guestUUID(2): "check.cpu.process", guestUUID(2) + "-vda": "*"}, resources); diff != "" {
+	if diff := cmp.Diff(map[string]string{guestUUID(2) + "-vda": "*"}, resources); diff != "" {
 		t.Errorf("gaps (-want +got):\n%s", diff)
 	}
 }
@@ -649,12 +709,13 @@ func TestPollQEMU(t *testing.T) {
 func TestPollQEMUWhileLibvirtIsAway(t *testing.T) {
 	w := newWorld(t, 1, nil)
 	w.guests.err = errors.New("there is no socket")
-	samples, gaps := w.poll(w.task(true))
-	if len(samples) != 0 || len(gaps) != diskCount+1 {
+	qemu := w.task(true)
+	samples, gaps := w.poll(qemu)
+	if len(samples) != 0 || len(gaps) != len(qemu.meters) {
 		t.Errorf("%d samples, gaps %+v", len(samples), gaps)
 	}
 	samples, gaps = w.poll(w.task(false))
-	if len(samples) != usageCount+nicCount || len(gaps) != 0 {
+	if len(samples) != ofADomain || len(gaps) != 0 {
 		t.Errorf("what libvirt is not needed for: %d samples, gaps %+v", len(samples), gaps)
 	}
 }
@@ -713,11 +774,11 @@ func TestLargeBatchesAreSplit(t *testing.T) {
 	}
 	w.poll(w.task(false))
 	w.agent.poll(t.Context(), w.task(false))
-	if n := len(w.agent.deliver.queue); n < 3 {
-		t.Errorf("%d batches of 20 MiB, want at least 3", n)
-	}
 	samples, _ := w.take()
-	if want := 10 * (usageCount + nicCount); len(samples) != want {
+	if w.batches < 3 {
+		t.Errorf("%d batches of 20 MiB, want at least 3", w.batches)
+	}
+	if want := 10 * ofADomain; len(samples) != want {
 		t.Errorf("%d samples, want %d", len(samples), want)
 	}
 }
@@ -736,11 +797,11 @@ func TestBatchesHoldNoMoreThanTheirIdsCanNumber(t *testing.T) {
 		}
 	}
 	w.agent.flush(task, 1)
-	if n := len(w.agent.deliver.queue); n != 2 {
-		t.Errorf("%d batches, want 2", n)
-	}
 	if samples, _ := w.take(); len(samples) != rows*(usageCount+nicCount) {
 		t.Errorf("%d samples, want %d", len(samples), rows*(usageCount+nicCount))
+	}
+	if w.batches != 2 {
+		t.Errorf("%d batches, want 2", w.batches)
 	}
 }
 
@@ -762,14 +823,28 @@ func TestRunDeliversWhatIsLeft(t *testing.T) {
 func TestDryRun(t *testing.T) {
 	w := newWorld(t, 2, nil)
 	for n := 1; n <= 2; n++ {
-		w.guests.stats[guestUUID(n)] = collectors.GuestStats{HasCPU: true, Disks: []collectors.DiskStats{{Device: "vda"}}}
+		w.guests.stats[guestUUID(n)] = w.agreeing(n)
 	}
 	w.deps.Publisher = nil
+	w.reader.vcpus = map[int][]bpf.VCPUUsage{101: {{Run: 1}}, 102: {{Run: 2}}}
 	samples, gaps, notes, err := DryRun(t.Context(), w.cfg, w.deps)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 2 * len(sample.Catalogue); len(samples) != want || len(gaps) != 0 {
+	var catalogue []*sample.Meter
+	for _, m := range sample.Catalogue {
+		if m.Legacy {
+			continue
+		}
+		counted := m
+		if c := m.Check; c != nil && m != c.Verdict { // what cannot be compared has a verdict only
+			counted = c.Of
+		}
+		if m == sample.KVMExits || !slices.Contains([]sample.Origin{sample.Iomap, sample.TCX, sample.IPMI, sample.KVM, sample.RunQueue, sample.Exits}, counted.Origins[0]) { // there are no hooks, no BMC and no KVM, whose exits libvirt tells
+			catalogue = append(catalogue, m)
+		}
+	}
+	if want := 2 * len(catalogue); len(samples) != want || len(gaps) != 0 {
 		t.Errorf("%d samples and %d gaps, want %d and 0", len(samples), len(gaps), want)
 	}
 	if len(notes) != 1 || !strings.Contains(notes[0], "5m0s") {
@@ -785,7 +860,7 @@ func TestDryRun(t *testing.T) {
 		}
 	}
 	var want []string
-	for _, m := range sample.Catalogue {
+	for _, m := range catalogue {
 		if m.Resource == "domain" {
 			want = append(want, m.Name)
 		}
@@ -800,7 +875,8 @@ func TestNewRefuses(t *testing.T) {
 		adapt func(*Config)
 		want  string
 	}{
-		"another definition of cpu":  {func(c *Config) { c.CPUDefinition = "ceilometer" }, `cpu_definition "ceilometer" is not supported`},
+		"another definition of cpu":  {func(c *Config) { c.CPUDefinition = "process" }, `cpu_definition "process": it is vcpu`},
+		"a bad list of meters":       {func(c *Config) { c.LegacyMeters = Patterns{"instance", "!disk.*"} }, `legacy_meters: both included`},
 		"an interval of nothing":     {func(c *Config) { c.Interval = 0 }, "interval 0s is too short"},
 		"a node without a name":      {func(c *Config) { c.Node = "" }, "node is empty"},
 		"a key file that is missing": {func(c *Config) { c.KeyFile = "/nowhere/key" }, "/nowhere/key"},
@@ -893,7 +969,7 @@ func TestSocket(t *testing.T) {
 	if got[2].Domains[1].CPU != 0 || got[2].Node != "node" {
 		t.Errorf("third snapshot %+v", got[2])
 	}
-	if err := (client.Client{Path: w.cfg.Socket}).Watch(ctx, time.Millisecond, func(client.Snapshot) error { return nil }); err == nil || !strings.Contains(err.Error(), "400") {
+	if err := (client.Client{Path: w.cfg.Socket}).Watch(ctx, time.Millisecond, func(client.Snapshot) error { return nil }); err == nil || !strings.Contains(err.Error(), "at least 100ms") {
 		t.Errorf("watch=1ms: %v, want a refusal", err)
 	}
 }
@@ -939,22 +1015,16 @@ func BenchmarkPoll(b *testing.B) {
 		b.Run(fmt.Sprintf("domains=%d", n), func(b *testing.B) {
 			w := newWorld(b, n, nil)
 			t := w.task(false)
-			w.poll(t)
-			samples := 0
+			samples, _ := w.poll(t)
 			b.ReportAllocs()
 			b.ResetTimer()
 			for b.Loop() {
 				w.agent.scanned = time.Now() // without the scan: see BenchmarkScan
 				w.agent.poll(b.Context(), t)
-				q := w.agent.deliver.queue
-				samples = 0
-				for _, m := range q[0].samples {
-					samples += m.n
-				}
-				w.agent.deliver.queue, w.agent.deliver.bytes = q[:0], 0
+				w.agent.deliver.Take()
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/domain")
-			b.ReportMetric(float64(samples), "samples")
+			b.ReportMetric(float64(len(samples)), "samples")
 		})
 	}
 }

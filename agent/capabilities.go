@@ -36,9 +36,15 @@ func (a *Agent) DropCapabilities(ctx context.Context) error {
 	none := uint64(0)
 	if a.guest == nil || a.readers[0].Origin() == bpf.OriginCPUClock {
 		// NICs are found by looking into QEMU, and its disk bytes in /proc.
-		none = 1 << unix.CAP_SYS_PTRACE & have.permitted
+		none = 1 << unix.CAP_SYS_PTRACE
 	}
-	for _, keep := range []uint64{none, readers & have.permitted} {
+	for _, h := range a.hooks.list {
+		if n, ok := h.Hook.(interface{ NeedsNetAdmin() bool }); ok && n.NeedsNetAdmin() {
+			none |= 1 << unix.CAP_NET_ADMIN
+		}
+	}
+	none &= have.permitted
+	for _, keep := range []uint64{none, (none | readers) & have.permitted} {
 		// Effective first, which can be taken back.
 		try := capabilities{effective: keep, permitted: have.permitted}
 		if err := try.set(); err != nil {
@@ -64,6 +70,11 @@ func (a *Agent) probe(ctx context.Context) (hasIO bool, err error) {
 	var got [2]bpf.Usage
 	if err := a.readers[0].Read(ctx, []bpf.Proc{{PID: os.Getpid()}, {PID: 1}}, got[:]); err != nil {
 		return false, err
+	}
+	if a.lives.Lifecycle != nil {
+		if _, err := a.lives.Stats(); err != nil {
+			return false, err
+		}
 	}
 	return got[1].HasIO, got[0].Err
 }

@@ -7,35 +7,12 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/kvmeter/kvmeter/agent/state"
 	"github.com/kvmeter/kvmeter/bpf"
 	"github.com/kvmeter/kvmeter/collectors"
+	"github.com/kvmeter/kvmeter/collectors/procfs"
 	"github.com/kvmeter/kvmeter/sample"
 )
-
-// Meters that a UsageReader counts, by index into usageState.
-const (
-	iCPU = iota
-	iProcess
-	iWait
-	iEmulator
-	iIOThread
-	iWorker
-	iVHost
-	iExited
-	iDiskRead
-	iDiskWrite
-	usageCount
-)
-
-var usageMeters = [usageCount]*sample.Meter{
-	sample.CPU, sample.CPUProcess, sample.CPUWait, sample.CPUEmulator, sample.CPUIOThread,
-	sample.CPUWorker, sample.CPUVhost, sample.CPUExited, sample.DiskHostReadBytes, sample.DiskHostWriteBytes,
-}
-
-// classMeters says which meter a class of threads counts into.
-var classMeters = [bpf.Classes]int{
-	bpf.VCPU: iCPU, bpf.Emulator: iEmulator, bpf.IOThread: iIOThread, bpf.Worker: iWorker, bpf.VHost: iVHost,
-}
 
 // Meters of a NIC, by index into nic.last: the guest's direction.
 const (
@@ -62,11 +39,14 @@ const (
 	iReadRequests
 	iWriteRequests
 	iFlushRequests
+	iReadLatency
+	iWriteLatency
 	diskCount
 )
 
 var diskMeters = [diskCount]*sample.Meter{
 	sample.DiskReadBytes, sample.DiskWriteBytes, sample.DiskReadRequests, sample.DiskWriteRequests, sample.DiskFlushRequests,
+	sample.DiskReadLatency, sample.DiskWriteLatency,
 }
 
 // domain is a running guest and what was last published of it. It lives as
@@ -75,6 +55,8 @@ type domain struct {
 	process
 	proc        bpf.Proc
 	incarnation sample.Incarnation
+	owner       sample.Incarnation // of its counters in kept: two started within a tick have one incarnation
+	kept        *state.File
 	found       time.Time
 	def         *collectors.Definition // libvirt's; nil: not known
 	ready       bool                   // its samples may go out: def is known, or will not be soon
@@ -82,19 +64,45 @@ type domain struct {
 	replaced    bool                   // a process that started later has its UUID: what libvirt says is of that one
 
 	uuid, name string
+	described  *collectors.Definition // def, or what is known without libvirt
 	row        sample.Row
+	cpuRow     sample.Row // of its CPU time
 	usage      usageState
+	kvm        kvmState
 	origin     sample.Origin // of the last usage
 	vcpus      int
 	nics       []nic
 	disks      []disk
-	unplugged  []disk // one of each device and serial, as last read
 
-	sent  int64  // time of the last sample or gap of its usage, µs since the epoch
-	fault string // why it could not be read last time; empty: it could
-	blind bool   // without libvirt its NICs are not known, for lack of rights
+	sent   int64  // time of the last sample or gap of its usage, µs since the epoch
+	fault  string // why it could not be read last time; empty: it could
+	unseen bool   // its end is not accounted
+	blind  bool   // without libvirt its NICs are not known, for lack of rights
+
+	check   checkState
+	libvirt standby // for cpu.process
+
+	answered time.Time // when its QEMU answered last; zero: it was not asked yet
+	mute     string    // why it did not when it was asked last; empty: it did
 
 	requests [2]requestCount // of all disks, at the last two readings
+
+	gone      *[diskCount]uint64 // of disks that were unplugged, or attached anew; words of goneBlock
+	goneBlock *state.Block
+
+	memory      guestMemory
+	memoryBlock *state.Block
+
+	perfHad  uint32 // bits: which hardware counters any reading had
+	perfSent int64  // time of the last sample or gap of them, µs since the epoch
+
+	resident   *procfs.Resident // nil: not open
+	residentAt int64            // time of the last sample or gap of memory.resident, µs since the epoch
+
+	cpuPast, sumPast pasts // of the CPU time, and of all disks together
+
+	id    uint32      // under which hooks follow it; 0: none yet
+	short []shortfall // by hook
 }
 
 type requestCount struct {
@@ -103,29 +111,56 @@ type requestCount struct {
 }
 
 type nic struct {
-	device string
-	index  int  // of the host's interface; 0: it has none now
-	lost   bool // the index was not there at the last reading
-	row    sample.Row
-	last   [nicCount]uint64
-	sent   int64  // time of the last sample or gap, µs since the epoch; 0: none
-	fault  string // why it could not be read last time; empty: it could
+	device  string
+	macvtap bool // as [collectors.NIC.Macvtap]
+	index   int  // of the host's interface; 0: it has none now
+	lost    bool // the index was not there at the last reading
+	libvirt standby
+	row     sample.Row
+	block   *state.Block
+	*keptNIC
+	past  pasts
+	sent  int64       // time of the last sample or gap, µs since the epoch; 0: none
+	fault string      // why it could not be read last time; empty: it could
+	id    uint32      // under which hooks follow it; 0: none yet
+	short []shortfall // by hook
+}
+
+// keptNIC outlives the agent: words of a block, of which new ones go to the end.
+type keptNIC struct {
+	last [nicCount]uint64
+
+	// What the last sample of the changes had counted up to, and 1 if there was one.
+	toldIn, toldOut, told uint64
 }
 
 type disk struct {
 	device, serial string
-	lives          int // how often its counters started at zero again under this agent
 	row            sample.Row
-	last           [diskCount]uint64
-	sent           int64 // time of the last sample or gap, µs since the epoch
+	block          *state.Block
+	*keptDisk
+	sent    int64  // time of the last sample or gap, µs since the epoch
+	id      uint32 // under which hooks follow it; 0: none yet
+	past    pasts
+	sources []string // paths on the host
+	direct  bool     // past the host's page cache
 }
 
-func newDomain(p *process, bootID string, now time.Time) *domain {
+// keptDisk outlives the agent: words of a block, of which new ones go to the end.
+type keptDisk struct {
+	known    uint64 // 1: it was attached before
+	attached uint64 // 0: it is not, now
+	lives    uint64 // how often its counters started at zero again
+	last     [diskCount]uint64
+}
+
+func newDomain(p *process, bootID string, now time.Time, kept *state.File) *domain {
 	start := strconv.FormatUint(p.start, 10)
 	d := &domain{
-		process: *p, found: now,
+		process: *p, found: now, kept: kept,
 		proc:        bpf.Proc{PID: p.pid, StartTicks: p.start},
 		incarnation: sample.IncarnationOf(bootID, start),
+		owner:       ownerOf(bpf.Proc{PID: p.pid, StartTicks: p.start}, bootID),
 		uuid:        p.uuid, name: p.name,
 	}
 	if !isUUID(d.uuid) { // started by hand: one of its own, for as long as it runs
@@ -134,7 +169,17 @@ func newDomain(p *process, bootID string, now time.Time) *domain {
 	if d.name == "" {
 		d.name = "qemu-" + strconv.Itoa(p.pid)
 	}
+	d.usage = newUsageState(kept, d.owner, d.uuid)
+	d.goneBlock = kept.Block(d.owner, state.KeyOf("disks"), diskCount)
+	d.gone = state.View[[diskCount]uint64](d.goneBlock)
+	d.memoryBlock = kept.Block(d.owner, state.KeyOf("memory"), state.Words[keptMemory]())
+	d.memory.keptMemory = state.View[keptMemory](d.memoryBlock)
 	return d
+}
+
+// ownerOf names a process among those whose counters are kept.
+func ownerOf(p bpf.Proc, bootID string) sample.Incarnation {
+	return sample.IncarnationOf("process", bootID, strconv.FormatUint(p.StartTicks, 10), strconv.Itoa(p.PID))
 }
 
 // define takes over what libvirt says, or with nil what can be known without
@@ -145,10 +190,15 @@ func (d *domain) define(now time.Time, def *collectors.Definition, source, host 
 	if def == nil {
 		def = undefined(d, host, taps)
 	}
+	d.described = def
 	d.name = def.Name
 	d.row = sample.Row{
 		Resource: d.uuid, Incarnation: d.incarnation, Source: source,
 		Project: def.Project, User: def.User, Metadata: def.Metadata,
+	}
+	d.cpuRow = d.row
+	if len(def.CPUMetadata) > 0 {
+		d.cpuRow.Metadata = def.CPUMetadata
 	}
 	own := strconv.FormatUint(uint64(d.incarnation), 16)
 
@@ -158,11 +208,15 @@ func (d *domain) define(now time.Time, def *collectors.Definition, source, host 
 		// A NIC is (interface index, its creation). The kernel tells no time of
 		// creation; the process that made the tap stands for it.
 		inc := sample.IncarnationOf("nic", own, strconv.Itoa(i))
-		next := nic{device: n.Device, index: i}
+		next := nic{device: n.Device, macvtap: n.Macvtap, index: i}
 		for _, old := range d.nics {
 			if old.device == n.Device && old.index == i {
 				next = old
 			}
+		}
+		if next.block == nil {
+			next.block = d.kept.Block(d.owner, state.KeyOf("nic", n.Device, strconv.Itoa(i)), state.Words[keptNIC]())
+			next.keptNIC = state.View[keptNIC](next.block)
 		}
 		next.row = sample.Row{
 			Resource: n.Resource, Incarnation: inc, Source: source,
@@ -178,15 +232,22 @@ func (d *domain) define(now time.Time, def *collectors.Definition, source, host 
 		if i := next.in(d.disks); i >= 0 {
 			next = d.disks[i]
 			d.disks = slices.Delete(d.disks, i, i+1)
-		} else if i := next.in(d.unplugged); i >= 0 {
-			next = d.unplugged[i]
-			d.unplugged = slices.Delete(d.unplugged, i, i+1)
-			next.sent = 0
-			if !k.Removable {
+		} else {
+			next.block = d.kept.Block(d.owner, state.KeyOf("disk", k.Device, k.Serial), state.Words[keptDisk]())
+			next.keptDisk = state.View[keptDisk](next.block)
+			switch back := next.known != 0 && next.attached == 0; {
+			case back && k.Removable: // its counters go on
+				d.part(&next.last, rest)
+			case back:
 				next.lives++
 				next.last = [diskCount]uint64{}
 			}
 		}
+		if next.attached == 0 {
+			next.known, next.attached = 1, 1
+			next.block.Commit()
+		}
+		next.sources, next.direct = k.Sources, k.Direct
 		next.row = sample.Row{
 			Resource: k.Resource, Source: source,
 			Project: def.Project, User: def.User, Metadata: k.Metadata,
@@ -195,11 +256,24 @@ func (d *domain) define(now time.Time, def *collectors.Definition, source, host 
 		disks = append(disks, next)
 	}
 	for _, old := range d.disks {
-		old.row = sample.Row{}
-		d.unplugged = append(d.unplugged, old)
+		old.attached = 0
+		old.block.Commit()
+		d.part(&old.last, sum)
 	}
 	d.disks = disks
 }
+
+// part takes what a disk has counted into what the domain's former disks have, or
+// out of it.
+func (d *domain) part(last *[diskCount]uint64, into func(all, own uint64) uint64) {
+	for i, v := range last {
+		d.gone[i] = into(d.gone[i], v)
+	}
+	d.goneBlock.Commit()
+}
+
+func sum(all, own uint64) uint64  { return all + own }
+func rest(all, own uint64) uint64 { return all - min(all, own) }
 
 // in returns where the disk is among others, or -1.
 func (k *disk) in(disks []disk) int {
@@ -218,11 +292,11 @@ func (d *domain) lostNIC(now time.Time) bool {
 }
 
 // diskIncarnation names the disk's attachment: the process, the target, what is
-// attached there, and how often that started anew under this agent.
+// attached there, and how often that started anew.
 func (d *domain) diskIncarnation(k *disk) sample.Incarnation {
 	parts := []string{"disk", strconv.FormatUint(uint64(d.incarnation), 16), k.device, k.serial}
 	if k.lives > 0 {
-		parts = append(parts, strconv.Itoa(k.lives))
+		parts = append(parts, strconv.FormatUint(k.lives, 10))
 	}
 	return sample.IncarnationOf(parts...)
 }
@@ -233,82 +307,17 @@ func (d *domain) advance(k *disk, s *collectors.DiskStats) {
 	now := [diskCount]uint64{
 		iReadBytes: s.ReadBytes, iWriteBytes: s.WriteBytes,
 		iReadRequests: s.ReadRequests, iWriteRequests: s.WriteRequests, iFlushRequests: s.FlushRequests,
+		iReadLatency: s.ReadNs, iWriteLatency: s.WriteNs,
 	}
 	for i := range now {
 		if now[i] < k.last[i] {
+			d.part(&k.last, sum)
 			k.lives++
 			k.row.Incarnation = d.diskIncarnation(k)
+			k.id = 0
 			break
 		}
 	}
 	k.last = now
-}
-
-// usageState is what was published of a process, and what it was made of.
-type usageState struct {
-	last [usageCount]uint64
-	has  uint32 // bits: which meters the last reading had
-	had  uint32 // which meters any reading had
-
-	run    [bpf.Classes]uint64 // as last read
-	carry  [bpf.Classes]uint64 // time of threads of the class that exited since
-	wait   uint64
-	waited uint64 // wait of vCPU threads that exited since
-	exited uint64
-	split  bool // run, wait and exited were read before
-}
-
-// advance takes over a reading. A published number never decreases: where a
-// reading is lower it is held, and held is called with the meter's index.
-//
-// The time of a class shrinks when one of its threads exits; the kernel then
-// counts it as the process's. It stays in its class here, so that cpu goes on
-// growing after a vCPU was unplugged, and "exited" is what is left: time after
-// the last reading of threads that have exited, and of those never seen alive.
-func (s *usageState) advance(u *bpf.Usage, held func(meter int)) {
-	s.has = 0
-	set := func(i int, v uint64) {
-		s.has |= 1 << i
-		if v < s.last[i] {
-			held(i)
-			return
-		}
-		s.last[i] = v
-	}
-	set(iProcess, u.Process)
-	if u.HasSplit {
-		gone := uint64(0) // of the time that moved to exited threads, what no class claims yet
-		if s.split && u.Exited > s.exited {
-			gone = u.Exited - s.exited
-		}
-		sum := uint64(0)
-		for c, run := range u.Run {
-			if s.split && run < s.run[c] && s.run[c]-run <= gone {
-				lost := s.run[c] - run
-				gone -= lost
-				s.carry[c] += lost
-				if c == int(bpf.VCPU) && u.Wait < s.wait {
-					s.waited += s.wait - u.Wait
-				}
-			}
-			i := classMeters[c]
-			set(i, run+s.carry[c])
-			sum += s.last[i]
-		}
-		rest := uint64(0)
-		if u.Process > sum {
-			rest = u.Process - sum
-		}
-		set(iExited, rest)
-		s.run, s.exited, s.split = u.Run, u.Exited, true
-	}
-	if u.HasWait {
-		set(iWait, u.Wait+s.waited)
-		s.wait = u.Wait
-	}
-	if u.HasIO {
-		set(iDiskRead, u.ReadBytes)
-		set(iDiskWrite, u.WriteBytes)
-	}
-	s.had |= s.has
+	k.block.Commit()
 }

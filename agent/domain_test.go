@@ -1,165 +1,25 @@
 package agent
 
 import (
-	"math/rand/v2"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/kvmeter/kvmeter/bpf"
+	"github.com/kvmeter/kvmeter/agent/state"
 	"github.com/kvmeter/kvmeter/collectors"
 	"github.com/kvmeter/kvmeter/collectors/rtnl"
 	"github.com/kvmeter/kvmeter/sample"
 )
-
-// used makes a reading of vCPU, emulator and exited time.
-func used(vcpu, emulator, exited uint64) bpf.Usage {
-	u := bpf.Usage{Exited: exited, Process: vcpu + emulator + exited, HasSplit: true}
-	u.Run[bpf.VCPU], u.Run[bpf.Emulator] = vcpu, emulator
-	return u
-}
-
-func TestUsageAdvances(t *testing.T) {
-	type published struct{ CPU, Emulator, Exited, Process uint64 }
-	for name, tc := range map[string]struct {
-		readings []bpf.Usage
-		want     []published
-		held     []string
-	}{
-		"growing counters are published as they are": {
-			[]bpf.Usage{used(10, 5, 0), used(30, 6, 0)},
-			[]published{{10, 5, 0, 15}, {30, 6, 0, 36}},
-			nil,
-		},
-		"a reading that is lower is held": {
-			[]bpf.Usage{used(10, 5, 0), used(8, 5, 0), used(12, 5, 0)},
-			[]published{{10, 5, 0, 15}, {10, 5, 0, 15}, {12, 5, 0, 17}},
-			[]string{"cpu.process", "cpu"},
-		},
-		"the time of an unplugged vCPU stays in cpu, which goes on growing": {
-			[]bpf.Usage{used(150, 5, 0), used(50, 5, 103), used(60, 5, 103)},
-			[]published{{150, 5, 0, 155}, {150, 5, 3, 158}, {160, 5, 3, 168}},
-			nil,
-		},
-		"time of threads that were never seen alive is exited": {
-			[]bpf.Usage{used(10, 5, 100), used(11, 5, 130)},
-			[]published{{10, 5, 100, 115}, {11, 5, 130, 146}},
-			nil,
-		},
-		"a vCPU and a thread of QEMU's own may exit together": {
-			[]bpf.Usage{used(100, 50, 0), used(60, 20, 71), used(61, 21, 71)},
-			[]published{{100, 50, 0, 150}, {100, 50, 1, 151}, {101, 51, 1, 153}},
-			nil,
-		},
-		"a thread that is renamed moves nothing to exited": {
-			[]bpf.Usage{used(100, 50, 0), used(40, 110, 0)},
-			[]published{{100, 50, 0, 150}, {100, 110, 0, 150}},
-			[]string{"cpu"},
-		},
-		"a reader without threads goes on with the process": {
-			[]bpf.Usage{used(10, 5, 1), {Process: 20, Exited: 20}, used(14, 7, 1)},
-			[]published{{10, 5, 1, 16}, {10, 5, 1, 20}, {14, 7, 1, 22}},
-			nil,
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var s usageState
-			var got []published
-			var held []string
-			for _, u := range tc.readings {
-				s.advance(&u, func(m int) { held = append(held, usageMeters[m].Name) })
-				got = append(got, published{s.last[iCPU], s.last[iEmulator], s.last[iExited], s.last[iProcess]})
-			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("published (-want +got):\n%s", diff)
-			}
-			if diff := cmp.Diff(tc.held, held); diff != "" {
-				t.Errorf("held (-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-func TestUsageHasOnlyWhatWasRead(t *testing.T) {
-	var s usageState
-	none := func(int) {}
-	s.advance(&bpf.Usage{Process: 1, Exited: 1}, none)
-	if s.has != 1<<iProcess {
-		t.Errorf("without threads: bits %b, want cpu.process only", s.has)
-	}
-	s.advance(&bpf.Usage{HasSplit: true, HasWait: true, HasIO: true}, none)
-	if s.has != 1<<usageCount-1 {
-		t.Errorf("with everything: bits %b, want all %d", s.has, usageCount)
-	}
-}
-
-func TestWaitOfAnUnpluggedVCPUIsKept(t *testing.T) {
-	var s usageState
-	var got []uint64
-	for _, u := range []struct{ run, wait, exited uint64 }{{100, 40, 0}, {30, 10, 70}, {35, 12, 70}} {
-		r := used(u.run, 0, u.exited)
-		r.Wait, r.HasWait = u.wait, true
-		s.advance(&r, func(m int) { t.Errorf("%s was held", usageMeters[m].Name) })
-		got = append(got, s.last[iWait])
-	}
-	if diff := cmp.Diff([]uint64{40, 40, 42}, got); diff != "" {
-		t.Errorf("wait (-want +got):\n%s", diff)
-	}
-}
-
-// TestUsageAddsUp: threads come and go at random; what is published never
-// shrinks, and without noise the classes add up to the process.
-func TestUsageAddsUp(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
-		type thread struct {
-			class bpf.Class
-			run   uint64
-		}
-		var live []thread
-		var exited uint64
-		var s usageState
-		for range 100 {
-			if rnd.IntN(3) == 0 {
-				live = append(live, thread{class: bpf.Class(rnd.IntN(int(bpf.Classes)))})
-			}
-			if len(live) > 0 && rnd.IntN(4) == 0 {
-				i := rnd.IntN(len(live))
-				exited += live[i].run + rnd.Uint64N(5) // it runs a little before it exits
-				live = append(live[:i], live[i+1:]...)
-			}
-			u := bpf.Usage{Exited: exited, Process: exited, HasSplit: true}
-			for i := range live {
-				live[i].run += rnd.Uint64N(1000)
-				u.Run[live[i].class] += live[i].run
-				u.Process += live[i].run
-			}
-			before := s.last
-			s.advance(&u, func(int) {})
-			sum := s.last[iExited]
-			for _, m := range classMeters {
-				sum += s.last[m]
-			}
-			for i := range before {
-				if s.last[i] < before[i] {
-					t.Fatalf("%s went back from %d to %d", usageMeters[i].Name, before[i], s.last[i])
-				}
-			}
-			if s.last[iProcess] != u.Process || sum != u.Process {
-				t.Fatalf("process %d, classes %d, kernel %d", s.last[iProcess], sum, u.Process)
-			}
-		}
-	}
-}
 
 func TestNICCountsInTheGuestsDirection(t *testing.T) {
 	m, err := newMetrics(prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
-	var k nic
+	k := nic{block: state.Memory().Block(1, 1, state.Words[keptNIC]())}
+	k.keptNIC = state.View[keptNIC](k.block)
 	k.advance(rtnl.Link{RxBytes: 1, TxBytes: 2, RxPackets: 3, TxPackets: 4, RxErrors: 5, TxErrors: 6, RxDropped: 7, TxDropped: 8}, m)
 	want := map[string]uint64{
 		"network.incoming.bytes": 2, "network.outgoing.bytes": 1,
@@ -174,6 +34,13 @@ func TestNICCountsInTheGuestsDirection(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
 	}
+	k.macvtap = true
+	if got := k.counters(rtnl.Link{RxBytes: 1, TxBytes: 2, RxPackets: 3, TxPackets: 4, RxErrors: 5, TxErrors: 6, RxDropped: 7, TxDropped: 8}); got != [nicCount]uint64{
+		iInBytes: 1, iOutBytes: 2, iInPackets: 3, iOutPackets: 4, iInErrors: 5, iOutErrors: 6, iInDrops: 7, iOutDrops: 8,
+	} {
+		t.Errorf("of a macvtap: %v", got)
+	}
+	k.macvtap = false
 	k.advance(rtnl.Link{RxBytes: 9, TxBytes: 1}, m)
 	if k.last[iInBytes] != 2 || k.last[iOutBytes] != 9 {
 		t.Errorf("after a lower reading: in %d, out %d, want 2 held and 9", k.last[iInBytes], k.last[iOutBytes])
@@ -188,7 +55,7 @@ func TestIncarnations(t *testing.T) {
 		Disks: []collectors.Disk{{Device: "vdb", Serial: "A", Resource: "d"}},
 	}
 	start := func(ticks uint64, index int) *domain {
-		d := newDomain(&process{pid: 7, start: ticks, uuid: def.UUID}, "boot", now)
+		d := newDomain(&process{pid: 7, start: ticks, uuid: def.UUID}, "boot", now, state.Memory())
 		d.define(now, def, "openstack", "h", nil, func(string) int { return index })
 		return d
 	}
@@ -243,6 +110,32 @@ func TestIncarnations(t *testing.T) {
 				t.Errorf("disk %+v goes on", b.disks[0])
 			}
 			was = b.disks[0].row.Incarnation
+		}
+	})
+	t.Run("over a restart of the agent a NIC holds and a disk goes on or starts anew as it would have", func(t *testing.T) {
+		file := state.Memory() // stands for the file that both agents have in turn
+		restart := func(disks ...collectors.Disk) *domain {
+			d := newDomain(&process{pid: 9, start: 300, uuid: def.UUID}, "boot", now, file)
+			with := *def
+			with.Disks = disks
+			d.define(now, &with, "openstack", "h", nil, func(string) int { return 5 })
+			return d
+		}
+		d := restart(def.Disks...)
+		d.nics[0].last[iInBytes] = 9
+		d.advance(&d.disks[0], &collectors.DiskStats{ReadBytes: 100})
+		first := d.disks[0].row.Incarnation
+		if d = restart(def.Disks...); d.nics[0].last[iInBytes] != 9 || d.disks[0].row.Incarnation != first || d.disks[0].last[iReadBytes] != 100 {
+			t.Errorf("began anew: %v, %v", d.nics[0].last, d.disks[0].keptDisk)
+		}
+		d.advance(&d.disks[0], &collectors.DiskStats{ReadBytes: 5})
+		second := d.disks[0].row.Incarnation
+		if d = restart(def.Disks...); second == first || d.disks[0].row.Incarnation != second {
+			t.Errorf("an attachment before the last comes again")
+		}
+		d.define(now, &collectors.Definition{UUID: def.UUID, Name: "i"}, "openstack", "h", nil, func(string) int { return 5 })
+		if d = restart(def.Disks...); d.disks[0].row.Incarnation == second || d.disks[0].row.Incarnation == first || d.disks[0].lives != 2 {
+			t.Errorf("what was unplugged before the restart goes on after it: %+v", d.disks[0].keptDisk)
 		}
 	})
 	t.Run("a drive whose medium went and came back goes on", func(t *testing.T) {

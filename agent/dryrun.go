@@ -16,7 +16,9 @@ import (
 // what cannot be collected. It publishes nothing and opens no socket; of deps it
 // needs no Publisher.
 func DryRun(ctx context.Context, cfg Config, deps Deps) (samples []sample.Sample, gaps []sample.Gap, notes []string, err error) {
-	cfg.Socket, cfg.Spread = "", false
+	cfg.IPMI.State = "" // what the daemon has told of the event log stays told
+	cfg.Socket, cfg.Counters, cfg.Spool.Path, cfg.Spread = "", "", "", false
+	deps.Life = nil // what ends is for an agent that goes on
 	a, err := New(cfg, deps)
 	if err != nil {
 		return nil, nil, nil, err
@@ -34,18 +36,34 @@ func DryRun(ctx context.Context, cfg Config, deps Deps) (samples []sample.Sample
 	}
 	a.noted = true // the caller shows them
 	for _, p := range a.plans {
-		if t := newTask(p); t.qemu {
+		switch t := newTask(p, a.hooks); {
+		case t.qemu:
 			a.pollQEMU(ctx, t)
-		} else {
+		case t.bmc:
+			a.pollBMC(ctx, t)
+		default:
 			a.poll(ctx, t)
+		}
+	}
+	if a.guest != nil {
+		a.pollLibvirt(ctx)
+	}
+	if err := a.hardware.close(); err != nil {
+		return nil, nil, nil, err
+	}
+	if a.guest != nil && cfg.CrosscheckInterval > 0 {
+		for _, d := range a.defined() {
+			if a.checked(d).IsZero() { // else it came with what QEMU was asked for
+				a.check(ctx, d)
+			}
 		}
 	}
 	dec, err := sample.NewDecoder()
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	for _, q := range a.deliver.queue {
-		b, err := dec.Decode(q.msg.Body)
+	for _, m := range a.deliver.Take() {
+		b, err := dec.Decode(m.Body)
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("read back what would be sent: %w", err)
 		}

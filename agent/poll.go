@@ -20,21 +20,44 @@ import (
 type task struct {
 	plan
 	usage, nic, disk uint32 // bits: indexes of the meters asked for
-	check            bool
-	builder          *sample.Builder
-	bytes            int   // rough size of what the builder holds
-	last             int64 // time of the last poll, µs since the epoch
-	gaps             openGaps
+	vcpu, facts      uint32
+
+	sizes, allDisks, allSizes, memory, perf         uint32
+	cpuChanges, nicChanges, diskChanges, sumChanges []change
+	deltas                                          bool      // some of deltaMeters are asked for
+	moved                                           moved     // of the resource that is being sent
+	at                                              time.Time // of the reading that is being sent
+	kvm                                             bool      // some of KVM's statistics are asked for
+	kvmAt                                           time.Time // when the plan had them last
+	hooks                                           []taskHook
+	builder                                         *sample.Builder
+	bytes                                           int   // rough size of what the builder holds
+	last                                            int64 // time of the last poll, µs since the epoch
+	gaps                                            openGaps
 }
 
-func newTask(p plan) *task {
-	t := &task{plan: p, builder: sample.NewBuilder()}
+func newTask(p plan, hs *hooks) *task {
+	t := &task{plan: p, builder: sample.NewBuilder(), hooks: hs.asked(p.meters)}
 	for _, m := range p.meters {
 		t.usage |= bit(usageMeters[:], m)
 		t.nic |= bit(nicMeters[:], m)
 		t.disk |= bit(diskMeters[:], m)
-		t.check = t.check || m == sample.CheckCPU
+		t.vcpu |= bit(vcpuMeters[:], m)
+		t.facts |= bit(factMeters[:], m)
+		t.sizes |= bit(sizeMeters[:], m)
+		t.allDisks |= bit(allDiskMeters[:], m)
+		t.allSizes |= bit(allSizeMeters[:], m)
+		t.memory |= bit(memoryMeters[:], m)
+		for i := range perfMeters {
+			if perfMeters[i].meter == m {
+				t.perf |= 1 << i
+			}
+		}
+		t.deltas = t.deltas || slices.Contains(deltaMeters[:], m)
+		t.kvm = t.kvm || m == sample.KVMExits || m == sample.KVMHaltPoll || m == sample.CheckHookExits
 	}
+	t.cpuChanges, t.nicChanges = p.wanted(cpuChanges), p.wanted(nicChanges)
+	t.diskChanges, t.sumChanges = p.wanted(diskChanges), p.wanted(sumChanges)
 	return t
 }
 
@@ -70,7 +93,7 @@ func (a *Agent) flush(t *task, base int64) {
 	if from == 0 {
 		from = base
 	}
-	a.deliver.add(t.builder, base, from)
+	a.deliver.Add(t.builder, base, from)
 	t.bytes = 0
 }
 
@@ -81,30 +104,49 @@ func (a *Agent) poll(ctx context.Context, t *task) {
 	if err := a.discover(time.Now()); err != nil {
 		a.log.Warn("cannot look for domains; the known ones are polled", zap.Error(err))
 	}
-	base := a.read(ctx, t.usage != 0, t.nic != 0).UnixMicro()
+	usage, links := t.usage|t.vcpu != 0 || len(t.cpuChanges) > 0, t.nic != 0 || t.deltas || len(t.nicChanges) > 0
+	for i := range t.hooks {
+		total := totals[t.hooks[i].Name()]
+		usage, links = usage || total.domain != nil, links || total.nic != nil
+	}
+	kvm := a.kvmDue(t, time.Now())
+	at := a.read(ctx, usage, links, kvm, t.hooks)
+	base := at.UnixMicro()
+	t.at = at
 	for _, d := range a.order {
 		if !d.ready {
 			continue
 		}
-		if t.usage != 0 {
-			a.emit(t, d, base)
+		a.emit(t, d, base)
+		a.emitFacts(t, d, base)
+		a.emitVCPUs(t, d, base)
+		if kvm {
+			a.emitKVM(t, d, base)
 		}
 		for n := range d.nics {
-			if t.nic != 0 {
-				a.emitNIC(t, &d.nics[n], base)
+			a.emitNIC(t, d, &d.nics[n], base)
+		}
+		for n := range d.disks {
+			k := &d.disks[n]
+			if hooked := t.hooked(k.id, nil); hooked > 0 {
+				a.row(t, &k.row, hooked, base)
+				t.emitHooks(k.id, nil)
 			}
 		}
 	}
-	t.gaps.record(time.Now(), a.deliver.addGap)
+	a.emitStopped(t, base)
+	t.missHooks(base)
+	t.gaps.record(time.Now(), a.deliver.AddGap)
 	a.flush(t, base)
 	t.last = base
+	a.brake.look(a.hooks, time.Now(), time.Duration(a.metrics.spent.Load()))
 	a.metrics.libvirt.Set(0)
 	if a.guest != nil && a.guest.Err() == nil {
 		a.metrics.libvirt.Set(1)
 	}
 	if !a.noted {
 		a.noted = true
-		for _, n := range a.allNotes() {
+		for _, n := range a.domainNotes() {
 			a.log.Warn("not everything can be collected", zap.String("note", n))
 		}
 	}
@@ -122,54 +164,143 @@ func (t *task) since(sent, now int64) int64 {
 // emit adds what the domain has used. A domain that could not be read is left
 // out whole, and recorded as a gap; so is a meter that could be read before.
 func (a *Agent) emit(t *task, d *domain, base int64) {
+	if t.usage == 0 && len(t.hooks) == 0 && len(t.cpuChanges) == 0 {
+		return
+	}
 	from := t.since(d.sent, base)
+	byLibvirt := a.libvirtCounts(d, &d.libvirt, d.fault != "", a.billing.usageLibvirt, a.billing.usageFirst)
 	if d.fault != "" {
-		t.gaps.miss("*", d.uuid, from, base, d.fault)
+		t.miss(usageMeters[:], t.usage, byLibvirt, d.uuid, from, base, d.fault)
 		d.sent = base
 		return
 	}
-	want, missing := t.usage&d.usage.has, t.usage&d.usage.had&^d.usage.has
-	if want|missing == 0 {
+	has := d.usage.has & a.billing.usage[d.origin]
+	want, missing := t.usage&has&^byLibvirt, t.usage&uint32(d.usage.had)&^has&^byLibvirt
+	hooked := t.hooked(d.id, d.short)
+	if want|missing == 0 && hooked == 0 && len(t.cpuChanges) == 0 {
 		return
 	}
 	d.sent = base
-	a.row(t, &d.row, usageCount, base)
+	a.row(t, &d.cpuRow, usageCount+len(t.cpuChanges)+hooked, base)
+	if len(t.cpuChanges) > 0 && has&(1<<iCPU) != 0 {
+		if m := d.cpuPast.move(t, t.at, []uint64{d.usage.value(iCPU)}); m != nil {
+			m.vcpus = d.described.VCPUs
+			t.addChanges(t.cpuChanges, m, d.origin)
+		}
+	}
 	for i, m := range usageMeters {
 		switch {
 		case want&(1<<i) != 0:
-			t.builder.Add(m.MeterRef, d.origin, sample.Uint(d.usage.last[i]))
+			t.builder.Add(m.MeterRef, d.origin, sample.Uint(d.usage.value(i)))
 		case missing&(1<<i) != 0:
-			t.gaps.miss(m.Name, d.uuid, from, base, string(d.origin)+" cannot count it")
+			why := string(d.origin) + " cannot count it"
+			if d.usage.has&(1<<i) != 0 {
+				why = notAllowed(d.origin)
+			}
+			t.gaps.miss(m.Name, d.uuid, from, base, why)
+		}
+	}
+	t.emitHooks(d.id, d.short)
+}
+
+// emitVCPUs adds what each vCPU that is plugged in has used.
+func (a *Agent) emitVCPUs(t *task, d *domain, base int64) {
+	want := t.vcpu & a.billing.vcpu[d.origin]
+	if t.vcpu == 0 {
+		return
+	}
+	for _, v := range d.usage.vcpus {
+		if v == nil || v.left != 0 {
+			continue
+		}
+		r := d.row
+		r.Resource = v.resource
+		from := t.since(v.sent, base)
+		v.sent = base
+		why := d.fault
+		if why == "" && d.usage.has&(1<<iCPU) == 0 {
+			why = string(d.origin) + " cannot count it"
+		}
+		if why == "" && want == 0 {
+			why = notAllowed(d.origin)
+		}
+		if why != "" {
+			t.gaps.miss("*", v.resource, from, base, why)
+			continue
+		}
+		a.row(t, &r, vcpuCount, base)
+		for i, m := range vcpuMeters {
+			switch {
+			case want&(1<<i) == 0:
+			case i == iVCPURun || d.usage.has&(1<<iWait) != 0:
+				t.builder.Add(m.MeterRef, d.origin, sample.Uint(v.last[i]))
+			}
 		}
 	}
 }
 
 // emitNIC adds what went through a NIC. That a NIC was unplugged is recorded
 // once; nothing is missing from then on.
-func (a *Agent) emitNIC(t *task, k *nic, base int64) {
+func (a *Agent) emitNIC(t *task, d *domain, k *nic, base int64) {
+	hooked := t.hooked(k.id, k.short)
+	byLibvirt := a.libvirtCounts(d, &k.libvirt, k.fault != "", a.billing.nicLibvirt, a.billing.nicFirst)
 	switch {
+	case t.nic == 0 && hooked == 0 && !t.deltas && len(t.nicChanges) == 0:
 	case k.fault != "":
-		t.gaps.miss("*", k.row.Resource, t.since(k.sent, base), base, k.fault)
+		t.miss(nicMeters[:], t.nic, byLibvirt, k.row.Resource, t.since(k.sent, base), base, k.fault)
 		k.sent = base
 	case k.lost && k.sent != 0:
-		a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: k.sent, To: base, Reason: "the host has no interface " + k.device + " any more"})
+		a.deliver.AddGap(sample.Gap{Meter: "*", Resource: k.row.Resource, From: k.sent, To: base, Reason: "the host has no interface " + k.device + " any more"})
 		k.sent = 0
 	case !k.lost && k.index != 0:
+		from, asked := t.since(k.sent, base), t.nic&^byLibvirt
+		if asked == 0 && hooked == 0 && !t.deltas && len(t.nicChanges) == 0 {
+			return
+		}
 		k.sent = base
-		a.row(t, &k.row, nicCount, base)
+		a.row(t, &k.row, nicCount+len(deltaMeters)+len(t.nicChanges)+hooked, base)
+		k.emitChanges(t)
 		for i, m := range nicMeters {
-			if t.nic&(1<<i) != 0 {
+			switch {
+			case asked&a.billing.nicRTNL&(1<<i) != 0:
 				t.builder.Add(m.MeterRef, sample.RTNL, sample.Uint(k.last[i]))
+			case asked&(1<<i) != 0:
+				t.gaps.miss(m.Name, k.row.Resource, from, base, notAllowed(sample.RTNL))
 			}
 		}
+		t.emitHooks(k.id, k.short)
+	}
+}
+
+// deltaMeters tell the change of a NIC's bytes since their sample before.
+var deltaMeters = [...]*sample.Meter{sample.NetInBytesDelta, sample.NetOutBytesDelta, sample.NetOutPacketsDelta}
+
+// emitChanges adds how far the NIC's counters moved. All plans share one past of
+// the deltas, so that they add up to what was counted whatever their intervals.
+func (k *nic) emitChanges(t *task) {
+	if t.deltas {
+		in, out := uint64(0), uint64(0)
+		if k.told != 0 {
+			in, out = k.last[iInBytes]-k.toldIn, k.last[iOutBytes]-k.toldOut
+		}
+		for i, v := range [len(deltaMeters)]uint64{in, out, out} {
+			if slices.Contains(t.meters, deltaMeters[i]) {
+				t.builder.Add(deltaMeters[i].MeterRef, sample.RTNL, sample.Uint(v))
+			}
+		}
+		k.toldIn, k.toldOut, k.told = k.last[iInBytes], k.last[iOutBytes], 1
+		k.block.Commit()
+	}
+	if len(t.nicChanges) > 0 {
+		t.addChanges(t.nicChanges, k.past.move(t, t.at, k.last[:]), sample.RTNL)
 	}
 }
 
 // discover brings the list of domains up to date.
 func (a *Agent) discover(now time.Time) (err error) {
-	if now.Sub(a.scanned) >= minScan {
-		start := time.Now()
-		err = a.scan(now)
+	if now.Sub(a.scanned) >= a.scanEvery() {
+		start := a.runs.discovery.begin()
+		err = errors.Join(a.scan(now), a.countLife())
 		a.runs.discovery.done(start, err)
 	}
 	for _, d := range a.order {
@@ -183,14 +314,13 @@ func (a *Agent) scan(now time.Time) error {
 	found := a.found[:0]
 	fresh := false
 	err := a.scanner.refresh(now, a.scanAll, func(p *process) {
+		if a.lives.ends[bpf.Proc{PID: p.pid, StartTicks: p.start}] != nil {
+			return // it still is there while it exits
+		}
 		d := a.domains[p.pid]
 		if d == nil || d.start != p.start {
-			d = newDomain(p, a.bootID, now)
+			d = a.newcomer(p, now)
 			fresh = true
-			a.log.Info("domain found", zap.String("domain", d.uuid), zap.String("name", d.name), zap.Int("pid", d.pid))
-			if a.guest != nil && a.guest.Definitions()[d.uuid] == nil {
-				a.guest.Refresh(d.uuid)
-			}
 		}
 		found = append(found, d)
 	})
@@ -199,6 +329,12 @@ func (a *Agent) scan(now time.Time) error {
 	}
 	a.found = found
 	a.scanned, a.scanAll = now, false
+	if !a.swept && a.lives.swept { // of domains that ended while no agent ran, and of which nothing can be told
+		a.swept = true
+		a.state.Keep(func(owner sample.Incarnation) bool {
+			return a.endsOf(owner) || slices.ContainsFunc(found, func(d *domain) bool { return d.owner == owner })
+		})
+	}
 	if !fresh && len(found) == len(a.order) {
 		return nil
 	}
@@ -217,9 +353,41 @@ func (a *Agent) scan(now time.Time) error {
 	return nil
 }
 
-// ended records what is lost with a domain whose process ended.
+// newcomer takes in a domain that was found.
+func (a *Agent) newcomer(p *process, now time.Time) *domain {
+	d := newDomain(p, a.bootID, now, a.state)
+	a.log.Info("domain found", zap.String("domain", d.uuid), zap.String("name", d.name), zap.Int("pid", d.pid))
+	if a.guest != nil && a.guest.Definitions()[d.uuid] == nil {
+		a.guest.Refresh(d.uuid)
+	}
+	a.followProcess(d)
+	return d
+}
+
+// scanEvery is how often processes are looked for. Where execs are told, a scan
+// only finds QEMUs of other names.
+func (a *Agent) scanEvery() time.Duration {
+	if a.lives.Lifecycle != nil && !a.lives.broken {
+		return hookScan
+	}
+	return minScan
+}
+
+// ended lets go of a domain whose process ended. Where the hook at its end does
+// not account it, what is lost is recorded.
 func (a *Agent) ended(d *domain, now int64) {
 	a.log.Info("domain ended", zap.String("domain", d.uuid), zap.String("name", d.name), zap.Int("pid", d.pid))
+	a.metrics.differ(d.check.last, -1)
+	a.metrics.silent.DeleteLabelValues(d.uuid)
+	d.release()
+	if !a.awaitEnd(d) {
+		a.unaccounted(d, now)
+	}
+}
+
+// unaccounted records what is lost with a domain.
+func (a *Agent) unaccounted(d *domain, now int64) {
+	a.state.Forget(d.owner)
 	lost := a.devices(d)
 	a.lost(append(lost, device{d.uuid, d.sent}), d, now, "the domain ended; what it used since its last sample is not counted")
 }
@@ -230,12 +398,13 @@ type device struct {
 	sent     int64 // µs since the epoch; 0: never
 }
 
-// devices returns the NICs and disks of a domain that are polled.
+// devices returns the NICs, disks and vCPUs of a domain that are polled.
 func (a *Agent) devices(d *domain) []device {
-	var nics, disks bool
+	var nics, disks, vcpus bool
 	for _, p := range a.plans {
 		nics = nics || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "nic" })
 		disks = disks || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "disk" })
+		vcpus = vcpus || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "vcpu" })
 	}
 	var all []device
 	for i := range d.nics {
@@ -248,6 +417,11 @@ func (a *Agent) devices(d *domain) []device {
 			all = append(all, device{d.disks[i].row.Resource, d.disks[i].sent})
 		}
 	}
+	for _, v := range d.usage.vcpus {
+		if vcpus && v != nil && v.left == 0 {
+			all = append(all, device{v.resource, v.sent})
+		}
+	}
 	return all
 }
 
@@ -255,7 +429,7 @@ func (a *Agent) devices(d *domain) []device {
 func (a *Agent) lost(devices []device, d *domain, now int64, why string) {
 	found := now - time.Since(d.found).Microseconds()
 	for _, k := range devices {
-		a.deliver.addGap(sample.Gap{Meter: "*", Resource: k.resource, From: orNow(k.sent, found), To: now, Reason: why})
+		a.deliver.AddGap(sample.Gap{Meter: "*", Resource: k.resource, From: orNow(k.sent, found), To: now, Reason: why})
 	}
 }
 
@@ -270,6 +444,7 @@ func (a *Agent) setOrder(ds []*domain) {
 		d.replaced = i+1 < len(a.order) && a.order[i+1].uuid == d.uuid
 	}
 	a.usages = make([]bpf.Usage, len(a.procs))
+	a.hooks.stale = true
 }
 
 // identify brings in what libvirt says of a domain. A new domain waits for that
@@ -302,7 +477,8 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	}
 	before := a.devices(d)
 	d.define(now, def, a.cfg.Source, a.cfg.Node, taps, a.index)
-	d.ready = true
+	d.ready, a.hooks.stale = true, true
+	a.remember(d)
 	after := a.devices(d)
 	gone := slices.DeleteFunc(before, func(k device) bool { return slices.Contains(after, k) })
 	a.lost(gone, d, time.Now().UnixMicro(), "the device was removed; what went through it since its last sample is not counted")
@@ -322,20 +498,25 @@ func (a *Agent) index(name string) int {
 
 // read reads all domains, and returns when. It does not end with ctx: what only
 // one asker gave up is no fault.
-func (a *Agent) read(ctx context.Context, usage, links bool) time.Time {
+func (a *Agent) read(ctx context.Context, usage, links, kvm bool, asked []taskHook) time.Time {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readAtMost)
 	defer cancel()
+	a.hooks.follow(a.order)
 	at := time.Now()
 	if usage && len(a.procs) > 0 {
-		start := time.Now()
+		start := a.runs.usage.begin()
 		err := a.readUsage(ctx, at.UnixMicro())
 		a.runs.usage.done(start, err)
 	}
 	if links && a.links != nil && len(a.order) > 0 {
-		start := time.Now()
+		start := a.runs.links.begin()
 		err := a.readLinks(ctx)
 		a.runs.links.done(start, err)
 	}
+	if kvm {
+		a.readKVM(ctx)
+	}
+	a.hooks.read(ctx, asked, a.order, fresh{usage, links, kvm}, at.UnixMicro())
 	a.tell(at, usage && (links || a.links == nil))
 	return at
 }
@@ -363,12 +544,18 @@ func (a *Agent) readUsage(ctx context.Context, now int64) error {
 	r := a.readers[a.reader]
 	a.metrics.countReader(r.Origin(), r.Stats())
 	origin := sample.Origin(r.Origin())
-	gone := false
+	gone, held := false, a.metrics.heldCPU
 	for i, d := range a.order {
 		u := &a.usages[i]
 		switch {
 		case u.Err == nil:
-			d.usage.advance(u, func(m int) { a.metrics.heldUsage[m].Inc() })
+			d.usage.advance(u, r.VCPUs(i), held)
+			if a.sched != nil {
+				d.usage.advanceSched(r.VCPUs(i), func(tid uint32) (uint64, error) { return a.sched.Wait(d.pid, tid) })
+			}
+			if d.vcpus != int(u.VCPUs) && d.vcpus != 0 && a.guest != nil { // libvirt has no event of that
+				a.guest.Refresh(d.uuid)
+			}
 			d.origin, d.fault, d.vcpus = origin, "", int(u.VCPUs)
 		case errors.Is(u.Err, bpf.ErrGone), errors.Is(u.Err, bpf.ErrReused):
 			gone = true
@@ -444,18 +631,29 @@ func (a *Agent) readLinks(ctx context.Context) error {
 	return err
 }
 
-// advance takes over the counters of the NIC's interface, in the guest's
-// direction: what the host transmits, the guest receives.
+// advance takes over the counters of the NIC's interface.
 func (k *nic) advance(l rtnl.Link, m *metrics) {
-	now := [nicCount]uint64{
-		iInBytes: l.TxBytes, iOutBytes: l.RxBytes, iInPackets: l.TxPackets, iOutPackets: l.RxPackets,
-		iInErrors: l.TxErrors, iOutErrors: l.RxErrors, iInDrops: l.TxDropped, iOutDrops: l.RxDropped,
-	}
-	for i, v := range now {
+	for i, v := range k.counters(l) {
 		if v < k.last[i] {
 			m.heldNIC[i].Inc()
 			continue
 		}
 		k.last[i] = v
+	}
+	k.block.Commit()
+}
+
+// counters returns the counters of the NIC's interface in the guest's direction:
+// what a tap transmits the guest receives, what a macvtap transmits it sent.
+func (k *nic) counters(l rtnl.Link) [nicCount]uint64 {
+	if k.macvtap {
+		return [nicCount]uint64{
+			iInBytes: l.RxBytes, iOutBytes: l.TxBytes, iInPackets: l.RxPackets, iOutPackets: l.TxPackets,
+			iInErrors: l.RxErrors, iOutErrors: l.TxErrors, iInDrops: l.RxDropped, iOutDrops: l.TxDropped,
+		}
+	}
+	return [nicCount]uint64{
+		iInBytes: l.TxBytes, iOutBytes: l.RxBytes, iInPackets: l.TxPackets, iOutPackets: l.RxPackets,
+		iInErrors: l.TxErrors, iOutErrors: l.RxErrors, iInDrops: l.TxDropped, iOutDrops: l.RxDropped,
 	}
 }

@@ -22,12 +22,53 @@ type pollSource struct {
 	interval time.Duration
 	meters   *sample.Matcher
 	patterns []string
+
+	resources, discovery []string
+	notes                []string // what is odd in it
+}
+
+// discoveries of Ceilometer, and whether this agent has what they find: the
+// domains of its host and the host itself. The others are of the namespace central.
+var discoveries = map[string]bool{
+	"local_instances": true, "local_node": true,
+	"endpoint": false, "tenant": false, "barbican": false, "images": false, "volumes": false, "volume_snapshots": false,
+	"volume_backups": false, "volume_pools": false, "volume_services": false, "fip_services": false, "vpn_services": false,
+	"ipsec_connections": false, "fw_services": false, "fw_policy": false, "lb_services": false, "dns_zones": false,
+	"manila_shares": false, "alarm": false,
+}
+
+// domains reports whether the source polls domains, as Ceilometer decides it: it
+// polls its static resources and what its discoveries find, and where that is
+// nothing what a meter is usually of.
+func (s *pollSource) domains() bool {
+	others := len(s.resources) > 0
+	for _, name := range s.discovery {
+		switch name {
+		case "local_instances":
+			return true
+		case "local_node":
+			others = true
+		}
+	}
+	return !others
+}
+
+// discoveryName cuts the parameter off: name, name:param or name://param.
+func discoveryName(text string) string {
+	name, _, _ := strings.Cut(text, ":")
+	return name
+}
+
+// note notes what is odd, and harmless.
+func (s *pollSource) note(format string, args ...any) {
+	s.notes = append(s.notes, fmt.Sprintf(format, args...))
 }
 
 // plan is a set of meters that are polled together.
 type plan struct {
 	interval time.Duration
 	qemu     bool // the meters that make QEMU work, which are read apart
+	bmc      bool // those of the BMC, likewise
 	meters   []*sample.Meter
 }
 
@@ -49,6 +90,16 @@ func loadPolling(path string, interval time.Duration) ([]pollSource, error) {
 	return sources, nil
 }
 
+// CheckPolling returns what is odd in a polling.yaml, and as an error what is
+// wrong in it; both name the line.
+func CheckPolling(data []byte) (notes []string, err error) {
+	sources, err := parsePolling(data)
+	for _, s := range sources {
+		notes = append(notes, s.notes...)
+	}
+	return notes, err
+}
+
 // parsePolling reads polling.yaml. Its errors name the line.
 func parsePolling(data []byte) ([]pollSource, error) {
 	var doc struct {
@@ -65,15 +116,19 @@ func parsePolling(data []byte) ([]pollSource, error) {
 	if len(root.Content) == 0 || root.Content[0].Kind != yaml.MappingNode {
 		return nil, errors.New("line 1: the file must have the key sources, a list")
 	}
+	var notes []string
 	for i := 0; i < len(root.Content[0].Content); i += 2 {
 		if key := root.Content[0].Content[i]; key.Value != "sources" {
-			return nil, fmt.Errorf("line %d: unknown key %q; only sources is known here", key.Line, key.Value)
+			notes = append(notes, fmt.Sprintf("line %d: unknown key %q; only sources is known here", key.Line, key.Value))
 		}
 	}
 	if err := root.Decode(&doc); err != nil {
 		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	if doc.Sources.Kind != yaml.SequenceNode || len(doc.Sources.Content) == 0 {
+		if len(notes) > 0 && doc.Sources.Line == 0 {
+			return nil, fmt.Errorf("line 1: the file must have the key sources, a list (%s)", notes[0])
+		}
 		return nil, fmt.Errorf("line %d: sources must be a list of at least one source", max(1, doc.Sources.Line))
 	}
 	var sources []pollSource
@@ -84,11 +139,13 @@ func parsePolling(data []byte) ([]pollSource, error) {
 		}
 		for _, other := range sources {
 			if other.name == s.name {
-				return nil, fmt.Errorf("line %d: source %q exists already, in line %d; give each its own name", s.line, s.name, other.line)
+				s.note("line %d: source %q exists already, in line %d; both are polled", s.line, s.name, other.line)
+				break
 			}
 		}
 		sources = append(sources, s)
 	}
+	sources[0].notes = append(notes, sources[0].notes...)
 	return sources, nil
 }
 
@@ -118,14 +175,21 @@ func parseSource(n *yaml.Node) (pollSource, error) {
 				s.meters, err = sample.NewMatcher(s.patterns)
 			}
 		case "discovery":
-			var list []string
-			if err = decodeList(value, &list); err == nil && !slices.Equal(list, []string{"local_instances"}) {
-				err = errors.New("the agent discovers the domains of its own host only; remove the key")
+			err = decodeList(value, &s.discovery)
+			for i, text := range s.discovery {
+				name := discoveryName(text)
+				s.discovery[i] = name
+				if here, known := discoveries[name]; !known {
+					s.note("line %d: there is no discovery %q; it finds nothing", value.Line, text)
+				} else if !here {
+					s.note("line %d: the discovery %q is of Ceilometer's namespace central; it finds nothing here", value.Line, text)
+				}
 			}
 		case "resources":
-			err = errors.New("the agent polls the domains of its own host, not a list of resources; remove the key")
+			err = decodeList(value, &s.resources)
+		case "group_id_coordination_expression": // each agent polls its own host
 		default:
-			return s, fmt.Errorf("line %d: unknown key %q of a source; name, interval and meters are known", key.Line, key.Value)
+			s.note("line %d: unknown key %q of a source; name, interval, meters, resources and discovery are known", key.Line, key.Value)
 		}
 		if err != nil {
 			return s, fmt.Errorf("line %d: %s: %s", value.Line, key.Value, strings.TrimPrefix(err.Error(), "yaml: "))
@@ -138,6 +202,8 @@ func parseSource(n *yaml.Node) (pollSource, error) {
 		return s, fmt.Errorf("line %d: source %q has no interval", n.Line, s.name)
 	case s.meters == nil:
 		return s, fmt.Errorf("line %d: source %q has no meters", n.Line, s.name)
+	case !s.domains():
+		s.note("source %q polls its own resources, and no domains: its discovery lacks local_instances", s.name)
 	}
 	return s, nil
 }
@@ -152,11 +218,12 @@ func decodeList(n *yaml.Node, list *[]string) error {
 // maxInterval keeps an interval in seconds within a time.Duration.
 const maxInterval = 366 * 24 * time.Hour
 
-// parseInterval reads seconds, or a duration such as 500ms.
+// parseInterval reads seconds, which may have a fraction, or a duration such as
+// 500ms.
 func parseInterval(n *yaml.Node) (time.Duration, error) {
 	d, err := time.ParseDuration(n.Value)
-	if s, notNumber := strconv.Atoi(n.Value); notNumber == nil {
-		d, err = time.Duration(min(max(s, -1), int(maxInterval/time.Second)+1))*time.Second, nil
+	if s, notNumber := strconv.ParseFloat(n.Value, 64); notNumber == nil && s == s {
+		d, err = time.Duration(min(max(s, -1), maxInterval.Seconds()+1)*float64(time.Second)), nil
 	}
 	if err != nil || n.Kind != yaml.ScalarNode {
 		return 0, fmt.Errorf("%q is neither a number of seconds nor a duration such as 500ms", n.Value)
@@ -171,7 +238,8 @@ func parseInterval(n *yaml.Node) (time.Duration, error) {
 // and another for those that make QEMU work. A meter that several sources name
 // at the same interval is polled once. The notes say what an operator would
 // not expect.
-func makePlans(sources []pollSource, qemuInterval time.Duration) (plans []plan, notes []string) {
+func makePlans(sources []pollSource, cfg *Config) (plans []plan, notes []string) {
+	legacy, _ := cfg.LegacyMeters.matcher() // Config.Check has seen it
 	type key struct {
 		interval time.Duration
 		qemu     bool
@@ -179,14 +247,26 @@ func makePlans(sources []pollSource, qemuInterval time.Duration) (plans []plan, 
 	byKey := map[key]*plan{}
 	slowed := false
 	for _, s := range sources {
+		for _, odd := range s.notes {
+			notes = append(notes, "polling.yaml: "+odd)
+		}
+		if !s.domains() {
+			continue
+		}
 		for _, m := range sample.Catalogue {
-			if !s.meters.Match(m.Name) {
+			if m.Check != nil || m.OfBMC() || !s.meters.Match(m.Name) { // those have a cadence of their own
 				continue
 			}
 			k := key{s.interval, m.QEMU}
-			if m.QEMU && !s.meters.Named(m.Name) && s.interval < qemuInterval {
-				k.interval = qemuInterval
+			if m.Legacy && !s.meters.Named(m.Name) && (legacy == nil || !legacy.Match(m.Name)) {
+				continue
+			}
+			if m.QEMU && !s.meters.Named(m.Name) && s.interval < cfg.QEMUInterval {
+				k.interval = cfg.QEMUInterval
 				slowed = true
+			}
+			if m.Parts != "" && !m.Total && !s.meters.Named(m.Name) {
+				k.interval = max(k.interval, cfg.HistogramInterval)
 			}
 			p := byKey[k]
 			if p == nil {
@@ -204,10 +284,15 @@ func makePlans(sources []pollSource, qemuInterval time.Duration) (plans []plan, 
 		}
 	}
 	if slowed {
-		notes = append(notes, fmt.Sprintf("meters that make every QEMU work (disk.device.*, check.*) are polled every %s where a wildcard asks for them; name them in polling.yaml for another interval", qemuInterval))
+		notes = append(notes, fmt.Sprintf("meters that make every QEMU work (disk.device.*, memory.usage and others) are polled every %s where a wildcard asks for them; name them in polling.yaml for another interval", cfg.QEMUInterval))
 	}
 	for _, p := range byKey {
 		plans = append(plans, *p)
+	}
+	for _, s := range sources {
+		if named := namedChecks(s); s.domains() && len(named) > 0 {
+			notes = append(notes, fmt.Sprintf("source %q names %s: comparisons with libvirt come every crosscheck_interval, not every %s", s.name, strings.Join(named, ", "), s.interval))
+		}
 	}
 	slices.SortFunc(plans, func(a, b plan) int {
 		if a.qemu != b.qemu {
@@ -219,4 +304,28 @@ func makePlans(sources []pollSource, qemuInterval time.Duration) (plans []plan, 
 		return cmp.Compare(a.interval, b.interval)
 	})
 	return plans, notes
+}
+
+// wantedChecks returns the meters of comparisons that a source asks for.
+func wantedChecks(sources []pollSource) map[*sample.Meter]bool {
+	wanted := map[*sample.Meter]bool{}
+	for _, c := range sample.Checks {
+		for _, m := range c.Meters() {
+			wanted[m] = slices.ContainsFunc(sources, func(s pollSource) bool { return s.domains() && s.meters.Match(m.Name) })
+		}
+	}
+	return wanted
+}
+
+// namedChecks returns the meters of comparisons that a source names without a
+// wildcard.
+func namedChecks(s pollSource) (names []string) {
+	for _, c := range sample.Checks {
+		for _, m := range c.Meters() {
+			if s.meters.Named(m.Name) {
+				names = append(names, m.Name)
+			}
+		}
+	}
+	return names
 }

@@ -74,8 +74,12 @@ func names(keep func(*sample.Meter) bool) string {
 }
 
 func TestMakePlans(t *testing.T) {
-	light := names(func(m *sample.Meter) bool { return !m.QEMU })
-	qemu := names(func(m *sample.Meter) bool { return m.QEMU })
+	light := names(func(m *sample.Meter) bool { return !m.QEMU && m.Check == nil && !m.OfBMC() && !m.Legacy })
+	single := names(func(m *sample.Meter) bool {
+		return !m.QEMU && m.Check == nil && (m.Parts == "" || m.Total) && !m.OfBMC() && !m.Legacy
+	})
+	families := names(func(m *sample.Meter) bool { return m.Parts != "" && !m.Total })
+	qemu := names(func(m *sample.Meter) bool { return m.QEMU && !m.Legacy })
 	for name, tc := range map[string]struct {
 		file  string
 		want  map[string]string
@@ -83,7 +87,7 @@ func TestMakePlans(t *testing.T) {
 	}{
 		"a wildcard asks QEMU slowly, and says so": {
 			"sources: [{name: a, interval: 10, meters: ['*']}]",
-			map[string]string{"10s qemu=false": light, "5m0s qemu=true": qemu},
+			map[string]string{"10s qemu=false": single, "1m0s qemu=false": families, "5m0s qemu=true": qemu},
 			[]string{"every 5m0s"},
 		},
 		"a wildcard that is slower than that stays as slow": {
@@ -96,8 +100,13 @@ func TestMakePlans(t *testing.T) {
 			map[string]string{"10s qemu=false": "cpu", "10s qemu=true": "disk.device.read.bytes"},
 			nil,
 		},
+		"comparisons have a cadence of their own, which is said where they are named": {
+			"sources: [{name: a, interval: 10, meters: [cpu, check.cpu, check.cpu.verdict]}]",
+			map[string]string{"10s qemu=false": "cpu"},
+			[]string{"check.cpu, check.cpu.verdict: comparisons with libvirt come every crosscheck_interval"},
+		},
 		"a meter of two sources with one interval is polled once": {
-			"sources: [{name: a, interval: 10, meters: [cpu]}, {name: b, interval: 10, meters: ['*', '!cpu.*', '!network.*', '!disk.*', '!check.*']}]",
+			"sources: [{name: a, interval: 10, meters: [cpu]}, {name: b, interval: 10, meters: ['*', '!cpu.*', '!network.*', '!disk.*', '!check.*', '!vcpu*', '!kvm.*', '!memory*', '!perf.*', '!power.*']}]",
 			map[string]string{"10s qemu=false": "cpu"},
 			nil,
 		},
@@ -111,8 +120,43 @@ func TestMakePlans(t *testing.T) {
 			map[string]string{"10s qemu=false": "cpu"},
 			[]string{"volume.size"},
 		},
+		"seconds may have a fraction": {
+			"sources: [{name: a, interval: 0.25, meters: [cpu]}]",
+			map[string]string{"250ms qemu=false": "cpu"},
+			nil,
+		},
+		"static resources are no domains": {
+			"sources: [{name: a, interval: 10, meters: [cpu, check.cpu], resources: ['snmp://10.0.0.1']}]",
+			map[string]string{},
+			[]string{"polls its own resources, and no domains"},
+		},
+		"the host is no domain": {
+			"sources: [{name: a, interval: 10, meters: [cpu], discovery: [local_node]}]",
+			map[string]string{},
+			[]string{"polls its own resources, and no domains"},
+		},
+		"domains are polled beside static resources where the discovery says so": {
+			"sources: [{name: a, interval: 10, meters: [cpu], resources: [x], discovery: ['local_instances://here', local_node]}]",
+			map[string]string{"10s qemu=false": "cpu"},
+			nil,
+		},
+		"a discovery that finds nothing leaves the usual one": {
+			"sources: [{name: a, interval: 10, meters: [cpu], discovery: ['endpoint:image', tenants]}]",
+			map[string]string{"10s qemu=false": "cpu"},
+			[]string{`"endpoint:image" is of Ceilometer's namespace central`, `there is no discovery "tenants"`},
+		},
+		"sources of one name are both polled, and unknown keys ignored": {
+			"x: 1\nsources: [{name: a, interval: 10, meters: [cpu], y: 2},\n {name: a, interval: 20, meters: [cpu]}]",
+			map[string]string{"10s qemu=false": "cpu", "20s qemu=false": "cpu"},
+			[]string{`line 1: unknown key "x"`, `line 2: unknown key "y"`, `line 3: source "a" exists already, in line 2`},
+		},
+		"meters of older releases are polled where they are named": {
+			"sources: [{name: a, interval: 10, meters: [instance, 'cpu_ut*']}]",
+			map[string]string{"10s qemu=false": "instance"},
+			nil,
+		},
 		"a list of exclusions is all the others": {
-			"sources: [{name: a, interval: 10, meters: ['!network.*', '!disk.*', '!check.*', '!cpu.*']}]",
+			"sources: [{name: a, interval: 10, meters: ['!network.*', '!disk.*', '!check.*', '!cpu.*', '!vcpu*', '!kvm.*', '!memory*', '!perf.*', '!power.*']}]",
 			map[string]string{"10s qemu=false": "cpu"},
 			nil,
 		},
@@ -122,7 +166,7 @@ func TestMakePlans(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			plans, notes := makePlans(sources, 300*time.Second)
+			plans, notes := makePlans(sources, &Config{QEMUInterval: 300 * time.Second, HistogramInterval: time.Minute})
 			if diff := cmp.Diff(tc.want, shape(plans)); diff != "" {
 				t.Errorf("plans (-want +got):\n%s", diff)
 			}
@@ -153,7 +197,7 @@ func FuzzPolling(f *testing.F) {
 		if err != nil {
 			return
 		}
-		plans, _ := makePlans(sources, 300*time.Second)
+		plans, _ := makePlans(sources, &Config{QEMUInterval: 300 * time.Second, HistogramInterval: time.Minute})
 		for _, p := range plans {
 			if p.interval < minInterval || p.interval > maxInterval || len(p.meters) == 0 {
 				t.Errorf("plan %+v", p)

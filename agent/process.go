@@ -179,6 +179,11 @@ func pidOf(name []byte) (pid int, ok bool) {
 	return pid, ok
 }
 
+// learn makes the next refresh find a process that is known to be a QEMU.
+func (s *scanner) learn(p *process) {
+	s.known[p.pid] = &candidate{scan: s.scan, qemu: p}
+}
+
 // forget makes the next refresh look at the PID anew, if it exists.
 func (s *scanner) forget(pid int) {
 	delete(s.known, pid)

@@ -65,6 +65,10 @@ func (a *Agent) listen() (*server, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/domains", a.serveDomains)
+	mux.HandleFunc("GET /v1/hooks", a.serveHooks)
+	mux.HandleFunc("PUT /v1/hooks/{name}", a.switchHook)
+	mux.HandleFunc("GET /v1/crosscheck", a.serveCrosscheck)
+	mux.HandleFunc("POST /v1/crosscheck", a.serveCrosscheck)
 	return &server{
 		listener: l, stop: stop,
 		http: http.Server{
@@ -130,4 +134,38 @@ func (a *Agent) serveDomains(w http.ResponseWriter, r *http.Request) {
 		}
 		return rc.Flush()
 	})
+}
+
+// serveHooks answers GET /v1/hooks: a list of [client.Hook].
+func (a *Agent) serveHooks(w http.ResponseWriter, _ *http.Request) {
+	a.mu.Lock()
+	list := a.hooks.list
+	all := make([]client.Hook, 0, len(list))
+	for _, h := range list {
+		all = append(all, h.tell())
+	}
+	a.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(all) // an error means that the reader is gone
+}
+
+// switchHook answers PUT /v1/hooks/NAME?on=true. It needs no body.
+func (a *Agent) switchHook(w http.ResponseWriter, r *http.Request) {
+	on, err := strconv.ParseBool(r.URL.Query().Get("on"))
+	if err != nil {
+		http.Error(w, "say on=true or on=false", http.StatusBadRequest)
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h := a.hooks.find(r.PathValue("name"))
+	if h == nil {
+		http.Error(w, fmt.Sprintf("this agent has no hook %q: see what it noted at start", r.PathValue("name")), http.StatusNotFound)
+		return
+	}
+	if err := a.hooks.turn(h, on); err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
 }

@@ -8,7 +8,7 @@ import (
 
 // undefined is what is known of a domain without libvirt.
 func undefined(d *domain, host string, taps []string) *collectors.Definition {
-	def := &collectors.Definition{UUID: d.uuid, Name: d.name}
+	def := &collectors.Definition{UUID: d.uuid, Name: d.name, State: unknownState}
 	m := struct {
 		Name         string `json:"name"`
 		InstanceID   string `json:"instance_id"`

@@ -36,7 +36,7 @@ func (a *Agent) tell(at time.Time, whole bool) {
 	if !whole || a.watchers.Load() == 0 {
 		return
 	}
-	r := &reading{at: at, domains: make([]domainReading, 0, len(a.order)), notes: a.allNotes()}
+	r := &reading{at: at, domains: make([]domainReading, 0, len(a.order)), notes: a.domainNotes()}
 	for _, d := range a.order {
 		if !d.ready {
 			continue
@@ -77,7 +77,7 @@ func (a *Agent) glance(ctx context.Context, maxAge time.Duration) *reading {
 	}
 	// What discovery cannot tell, the polls log.
 	_ = a.discover(time.Now())
-	a.read(ctx, true, true)
+	a.read(ctx, true, true, false, nil)
 	return a.watch.last
 }
 
@@ -98,7 +98,10 @@ func (a *Agent) watchEach(ctx context.Context, interval time.Duration, each func
 		return err
 	}
 	wait := interval
-	for _, p := range a.plans {
+	a.mu.Lock()
+	plans := a.plans
+	a.mu.Unlock()
+	for _, p := range plans {
 		if !p.qemu && p.interval <= interval {
 			wait = interval + interval/2 // a poll will come
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"reflect"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -54,14 +56,30 @@ func TestGoAndCAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	life, err := gen.LoadLife()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := int(life.Maps[gen.LifeMapLives].ValueSize); got != int(unsafe.Sizeof(gen.LifeLife{})) {
+		t.Errorf("struct life is %d bytes in C, %d in Go", got, unsafe.Sizeof(gen.LifeLife{}))
+	}
 	for name, m := range map[string]*ebpf.MapSpec{
-		"walk usages":   walk.Maps[gen.WalkMapUsages],
-		"walk requests": walk.Maps[gen.WalkMapRequests],
-		"iter usages":   iter.Maps[gen.IterMapUsages],
-		"iter slots":    iter.Maps[gen.IterMapSlots],
+		"walk usages":    walk.Maps[gen.WalkMapUsages],
+		"walk requests":  walk.Maps[gen.WalkMapRequests],
+		"walk processes": walk.Maps[gen.WalkMapProcesses],
+		"iter usages":    iter.Maps[gen.IterMapUsages],
+		"iter slots":     iter.Maps[gen.IterMapSlots],
 	} {
 		if m.MaxEntries != maxProcesses {
 			t.Errorf("%s holds %d, want %d", name, m.MaxEntries, maxProcesses)
+		}
+	}
+	for name, m := range map[string]*ebpf.MapSpec{
+		"walk vcpus": walk.Maps[gen.WalkMapVcpus],
+		"iter vcpus": iter.Maps[gen.IterMapVcpus],
+	} {
+		if size := uint32(unsafe.Sizeof(gen.WalkVcpu{})); m.MaxEntries != maxVCPUs || m.ValueSize != size {
+			t.Errorf("%s holds %d of %d bytes, want %d of %d", name, m.MaxEntries, m.ValueSize, maxVCPUs, size)
 		}
 	}
 	for name, sizes := range map[string][2]int{
@@ -73,12 +91,66 @@ func TestGoAndCAgree(t *testing.T) {
 			t.Errorf("%s is %d bytes in C, %d in Go", name, sizes[0], sizes[1])
 		}
 	}
-	var run *btf.Struct
-	if err := walk.Types.TypeByName("run", &run); err != nil {
+	kvm, err := gen.LoadKVM()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if want := uint32(unsafe.Sizeof(walkContext{})); run.Size != want || run.Members[0].Name != "count" {
-		t.Errorf("struct run is %+v, want %d bytes that start with count", run, want)
+	if m := kvm.Maps[gen.KVMMapKvmUsages]; m.MaxEntries != maxProcesses || int(m.ValueSize) != int(unsafe.Sizeof(gen.KVMKvmUsage{})) {
+		t.Errorf("kvm's usages are %d of %d bytes", m.MaxEntries, m.ValueSize)
+	}
+	var stat *btf.Struct
+	if err := kvm.Types.TypeByName("kvm_stat", &stat); err != nil || stat.Size != maxKVMStat {
+		t.Errorf("struct kvm_stat: %v, %v", stat, err)
+	}
+}
+
+// TestKVMLayout takes the types as KVM has them on some architectures.
+func TestKVMLayout(t *testing.T) {
+	u64 := &btf.Int{Name: "u64", Size: 8}
+	word := func(name string, at uint32) btf.Member {
+		return btf.Member{Name: name, Type: u64, Offset: btf.Bits(at * 8)}
+	}
+	generic := &btf.Struct{Name: "kvm_vcpu_stat_generic", Size: 32, Members: []btf.Member{
+		word("halt_successful_poll", 0), word("halt_poll_success_ns", 8), word("halt_poll_fail_ns", 16),
+		{Name: "halt_wait_hist", Type: &btf.Array{Type: u64, Nelems: 1}, Offset: 24 * 8},
+	}}
+	vcpu := func(stat btf.Type) *btf.Struct {
+		return &btf.Struct{Name: "kvm_vcpu", Size: 1 << 12, Members: []btf.Member{
+			{Name: "kvm", Type: &btf.Pointer{Target: u64}}, {Name: "stat", Type: stat, Offset: 640 * 8},
+		}}
+	}
+	stat := &btf.Struct{Name: "kvm_vcpu_stat", Size: 72, Members: []btf.Member{
+		{Name: "generic", Type: generic},
+		word("pf_taken", 32), word("exits", 40), word("io_exits", 48),
+		{Name: "old_exits", Type: &btf.Int{Size: 4}, Offset: 56 * 8},
+		word("halt_exits", 64),
+	}}
+	layout, fields, err := kvmLayout(vcpu(&btf.Typedef{Name: "stat_t", Type: stat}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := gen.KVMKvmLayout{Stat: 640, Size: 72, Fields: 5}
+	copy(want.At[:], []uint32{8, 16, 40, 48, 64})
+	if names := "halt_poll_success_ns halt_poll_fail_ns exits io_exits halt_exits"; layout != want || strings.Join(fields, " ") != names {
+		t.Errorf("got %v, %+v, want %s, %+v", fields, layout, names, want)
+	}
+	for name, bad := range map[string]*btf.Struct{
+		"no statistics":    {Name: "kvm_vcpu", Members: []btf.Member{word("cpu", 0)}},
+		"of another type":  vcpu(u64),
+		"too large":        vcpu(&btf.Struct{Size: maxKVMStat + 1, Members: stat.Members}),
+		"without counters": vcpu(&btf.Struct{Size: 8, Members: []btf.Member{word("pf_taken", 0)}}),
+	} {
+		if _, _, err := kvmLayout(bad); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	for field, kind := range map[string]string{
+		"io_exits": "io", "irq_window_exits": "irq_window", "wfe_exit_stat": "wfe", "mmio_exit_user": "mmio_user",
+		"exit_validity": "validity", "exits": "", "halt_poll_fail_ns": "",
+	} {
+		if got := KVMExitKind(field); got != kind {
+			t.Errorf("%s: got %q, want %q", field, got, kind)
+		}
 	}
 }
 
@@ -89,133 +161,62 @@ func TestARecordIsReadFieldByField(t *testing.T) {
 		binary.NativeEndian.PutUint64(raw[8*i:], uint64(i+1)<<32|uint64(i+1))
 	}
 	rec := *(*gen.WalkUsage)(unsafe.Pointer(&raw[0]))
-	rec.Status, rec.Fields = statusOK, fieldIO|fieldWait
+	rec.Status, rec.Fields, rec.VcpuNumber = statusOK, fieldIO|fieldWait, rec.Vcpus-2
 	v := func(i int) uint64 { return uint64(i)<<32 | uint64(i) }
 	want := Usage{
-		Exited: v(11), Wait: v(12), WaitAll: v(13), Switches: v(14),
-		ReadBytes: v(15), WriteBytes: v(16), CancelledWriteBytes: v(17),
-		Threads: 18, VCPUs: 18, HasSplit: true, HasIO: true, HasWait: true,
+		Exited: v(21), ReadBytes: v(22), WriteBytes: v(23), CancelledWriteBytes: v(24),
+		Threads: 25, VCPUs: 25, HasSplit: true, HasIO: true, HasWait: true,
 	}
 	want.Process = want.Exited
 	for c := range Classes {
-		want.Run[c] = v(int(c)+1) + v(int(c)+6)
-		want.Process += want.Run[c]
+		i := int(c) + 1
+		want.Run[c], want.Slice[c], want.Wait[c], want.Switches[c] = v(i), v(i+5), v(i+10), v(i+15)
+		want.Process += want.Run[c] + want.Slice[c]
 	}
-	h := histories{of: map[Proc]*history{}}
+	var stats Stats
 	var got Usage
-	h.usage(Proc{PID: 1}, &rec, &got)
+	stats.usage(&rec, &got)
 	if got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if stats.LostVCPUs != 2 || stats.Retries != uint64(rec.Retries) {
+		t.Errorf("%+v", stats)
+	}
+	for name, index := range map[string]int{"12/KVM\x00\x00": 12, "s/TCG\x00\x00\x00": -1, "12345/KV": 12345} {
+		rec := gen.WalkVcpu{Tid: 7, RunNs: 1, SliceNs: 2, WaitNs: 3, Switches: 4}
+		rec.Number = binary.NativeEndian.Uint64([]byte(name))
+		if got, want := vcpu(&rec), (VCPUUsage{Index: index, TID: 7, Run: 1, Slice: 2, Wait: 3, Switches: 4}); got != want {
+			t.Errorf("%q: got %+v, want %+v", name, got, want)
+		}
 	}
 }
 
 func TestStatusBecomesAnError(t *testing.T) {
-	h := histories{of: map[Proc]*history{}}
+	var stats Stats
 	for status, want := range map[uint32]error{
 		statusGone: ErrGone, statusOK: nil, statusReused: ErrReused, statusTorn: ErrTorn,
 		statusTooManyThreads: ErrTooManyThreads, statusKernelThread: ErrKernelThread, 99: ErrGone,
 	} {
 		var u Usage
-		h.usage(Proc{PID: 1}, &gen.WalkUsage{Status: status, ExitedNs: 5}, &u)
+		stats.usage(&gen.WalkUsage{Status: status, ExitedNs: 5}, &u)
 		if u.Err != want || want != nil && u != (Usage{Err: want}) {
 			t.Errorf("status %d: got %+v, want %v", status, u, want)
 		}
 	}
-	if h.stats.Failed != 6 {
-		t.Errorf("got %d failed, want 6", h.stats.Failed)
+	if stats.Failed != 6 {
+		t.Errorf("got %d failed, want 6", stats.Failed)
 	}
 }
 
-func TestWhatWasToldIsHeld(t *testing.T) {
-	type step struct {
-		vcpu, slice, worker, workerSlice, exited uint64
-		wantVCPU, wantWorker, wantProcess        uint64
-	}
-	for name, steps := range map[string][]step{
-		"a slice in progress is added": {
-			{vcpu: 100, slice: 7, wantVCPU: 107, wantProcess: 107},
-		},
-		"a slice that was told too long is held until the kernel has caught up": {
-			{vcpu: 100, slice: 7, wantVCPU: 107, wantProcess: 107},
-			{vcpu: 105, wantVCPU: 107, wantProcess: 107},
-			{vcpu: 110, wantVCPU: 110, wantProcess: 110},
-		},
-		"a thread that exits takes its time from its class to exited": {
-			{vcpu: 100, worker: 50, wantVCPU: 100, wantWorker: 50, wantProcess: 150},
-			{vcpu: 120, worker: 0, exited: 60, wantVCPU: 120, wantWorker: 0, wantProcess: 180},
-		},
-		"the last tick of a thread that exits stays in the process": {
-			{vcpu: 100, worker: 50, workerSlice: 30, wantVCPU: 100, wantWorker: 80, wantProcess: 180},
-			{vcpu: 110, worker: 0, exited: 60, wantVCPU: 110, wantWorker: 10, wantProcess: 180},
-			{vcpu: 140, worker: 0, exited: 60, wantVCPU: 140, wantWorker: 10, wantProcess: 210},
-		},
-		"a thread that is renamed takes its time along": {
-			{worker: 50, wantWorker: 50, wantProcess: 50},
-			{vcpu: 60, wantVCPU: 60, wantProcess: 60},
-		},
+func TestVCPUOf(t *testing.T) {
+	for comm, want := range map[string]int{
+		"CPU 0/KVM": 0, "CPU 3/TCG": 3, "CPU 255/KVM": 255, "CPU 12345/KVM": 12345, "CPU 123456/KVM": -1,
+		"CPU /KVM": -1, "CPU 1": -1, "CPU x/KVM": -1, "CPU -1/KVM": -1, "CPU 1x/KVM": -1, "ALL CPUs/TCG": -1, "CPU": -1, "": -1,
 	} {
-		t.Run(name, func(t *testing.T) {
-			h := histories{of: map[Proc]*history{}}
-			for i, s := range steps {
-				rec := gen.WalkUsage{Status: statusOK, ExitedNs: s.exited}
-				rec.RunNs[VCPU], rec.SliceNs[VCPU] = s.vcpu, s.slice
-				rec.RunNs[Worker], rec.SliceNs[Worker] = s.worker, s.workerSlice
-				var u Usage
-				h.usage(Proc{PID: 1}, &rec, &u)
-				if u.Run[VCPU] != s.wantVCPU || u.Run[Worker] != s.wantWorker || u.Process != s.wantProcess {
-					t.Errorf("step %d: got vcpu %d, worker %d, process %d; want %d, %d, %d", i,
-						u.Run[VCPU], u.Run[Worker], u.Process, s.wantVCPU, s.wantWorker, s.wantProcess)
-				}
-			}
-		})
-	}
-}
-
-func TestAProcessIsForgotten(t *testing.T) {
-	h := histories{of: map[Proc]*history{}}
-	rec := gen.WalkUsage{Status: statusOK, ExitedNs: 100}
-	var u Usage
-	p := Proc{PID: 1, StartTicks: 7}
-	h.usage(p, &rec, &u)
-	h.usage(p, &gen.WalkUsage{Status: statusGone}, &u)
-	if len(h.of) != 0 {
-		t.Errorf("a process that is gone is still remembered")
-	}
-	for pid := range maxHistories + 1 {
-		h.usage(Proc{PID: pid}, &rec, &u)
-	}
-	h.stats.Reads++
-	h.usage(p, &rec, &u)
-	h.prune()
-	if len(h.of) != 1 || h.of[p] == nil {
-		t.Errorf("%d processes are remembered, want the one that was asked for last", len(h.of))
-	}
-}
-
-// FuzzHold feeds any sequence of records: the process never loses time, and
-// the classes add up to it.
-func FuzzHold(f *testing.F) {
-	f.Add([]byte{100, 7, 0, 0, 0, 105, 0, 0, 0, 0})
-	f.Add([]byte{100, 0, 50, 30, 0, 110, 0, 0, 0, 60, 140, 0, 0, 0, 60})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		h := histories{of: map[Proc]*history{}}
-		var last Usage
-		for ; len(b) >= 5; b = b[5:] {
-			rec := gen.WalkUsage{Status: statusOK, ExitedNs: uint64(b[4])}
-			rec.RunNs[VCPU], rec.SliceNs[VCPU] = uint64(b[0]), uint64(b[1])
-			rec.RunNs[Worker], rec.SliceNs[Worker] = uint64(b[2]), uint64(b[3])
-			var u Usage
-			h.usage(Proc{PID: 1}, &rec, &u)
-			sum := u.Exited
-			for _, ns := range u.Run {
-				sum += ns
-			}
-			if u.Process < last.Process || u.Process != sum {
-				t.Fatalf("after %+v came %+v, sum %d", last, u, sum)
-			}
-			last = u
+		if got := VCPUOf(comm); got != want {
+			t.Errorf("%q: got %d, want %d", comm, got, want)
 		}
-	})
+	}
 }
 
 func TestExplanation(t *testing.T) {
@@ -257,12 +258,75 @@ func TestProcessCPUClock(t *testing.T) {
 }
 
 func BenchmarkUsage(b *testing.B) {
-	h := histories{of: map[Proc]*history{}}
+	var stats Stats
 	rec := gen.WalkUsage{Status: statusOK, ExitedNs: 100}
 	var u Usage
 	b.ReportAllocs()
 	for b.Loop() {
 		rec.RunNs[VCPU]++
-		h.usage(Proc{PID: 1, StartTicks: 7}, &rec, &u)
+		stats.usage(&rec, &u)
 	}
+}
+
+func TestEventsOfLifeAreReadFieldByField(t *testing.T) {
+	exec := gen.LifeExecEvent{Kind: kindExec, Pid: 7, StartTicks: 8, AtNs: 9, Bytes: 3, All: 5}
+	copy(exec.Args[:], "a\x00b")
+	life := gen.LifeLife{
+		StartTicks: 8,
+		Freed:      gen.LifeShares{RunNs: [5]uint64{1, 2, 0, 4, 5}, WaitNs: [5]uint64{6, 7, 8, 0, 10}, Switches: [5]uint64{0, 12, 13, 14, 15}},
+		Exited:     gen.LifeShares{RunNs: [5]uint64{0, 1, 3, 4, 4}, WaitNs: [5]uint64{5, 6, 7, 9, 9}, Switches: [5]uint64{11, 11, 12, 13, 14}},
+		EndedNs:    16, ProcessNs: 15, ReadBytes: 18, WriteBytes: 19, CancelledWriteBytes: 20, Threads: 21, Fields: fieldIO | fieldWait,
+	}
+	lived := Lived{
+		Proc: Proc{PID: 7, StartTicks: 8}, Ended: 16, Process: 15,
+		Run: [Classes]uint64{1, 2, 3, 4, 5}, Wait: [Classes]uint64{6, 7, 8, 9, 10}, Switches: [Classes]uint64{11, 12, 13, 14, 15},
+		ReadBytes: 18, WriteBytes: 19, CancelledWriteBytes: 20, Threads: 21, HasIO: true, HasWait: true,
+	}
+	for name, tc := range map[string]struct {
+		raw  any
+		want LifeEvent
+	}{
+		"an exec":                   {&exec, LifeEvent{Proc: lived.Proc, Args: []byte("a\x00b"), Cut: true, At: 9}},
+		"an end":                    {&gen.LifeEndEvent{Kind: kindEnd, Pid: 7, Life: life}, LifeEvent{Proc: lived.Proc, Lived: &lived}},
+		"an end that is in the way": {&gen.LifeEndEvent{Kind: kindReplaced, Pid: 7, Life: life}, LifeEvent{Proc: lived.Proc, Lived: &lived, Replaced: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw, err := binary.Append(nil, binary.NativeEndian, tc.raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, ok := decodeLife(raw)
+			if !ok || !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("got  %+v, %v\nwant %+v", got, ok, tc.want)
+			}
+			for n := range raw {
+				if _, ok := decodeLife(raw[:n]); ok {
+					t.Errorf("%d of %d bytes were taken", n, len(raw))
+				}
+			}
+		})
+	}
+	if !lived.Whole() {
+		t.Error("it is whole")
+	}
+	lived.Process++
+	if lived.Whole() {
+		t.Error("1 ns is missing")
+	}
+}
+
+func FuzzLifeEvent(f *testing.F) {
+	for kind := range uint32(4) {
+		raw, err := binary.Append(nil, binary.NativeEndian, &gen.LifeEndEvent{Kind: kind, Pid: 7})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, ok := decodeLife(b)
+		if e.Replaced && e.Lived == nil || !ok && e.Lived != nil || len(e.Args) > len(b) {
+			t.Errorf("got %+v, %v of %d bytes", e, ok, len(b))
+		}
+	})
 }

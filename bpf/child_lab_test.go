@@ -4,13 +4,16 @@ package bpf_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,21 +36,89 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// beChild is "unprivileged", or a list of threads separated by commas. Each is
-// a thread's name after what it does: '*' works and rests in turn for ever, '.'
+// beChild is "unprivileged", "unprivileged-life", "tcx", "clsact", "nothing",
+// "written", or a list of threads separated by commas. Each is a thread's name
+// after what it does: '*' works and rests in turn for ever, '#' works for ever, '.'
 // rests for ever, '!' works for 20 ms and exits, '~' goes on making threads that
-// work for 100 µs and exit.
+// work for 100 µs and exit, '%' works a little and gives itself one name after the
+// other, '^' makes the process another one, with the threads of the variable
+// KVMETER_BPF_NEXT, at SIGUSR1, '=' works for 100 ms, upon which the process exits.
 func beChild(what string) int {
-	if what == "unprivileged" {
+	switch what {
+	case "unprivileged":
 		return beUnprivileged()
+	case "tcx", "clsact":
+		return beUnprivilegedTCX(ways[what])
+	case "unprivileged-life":
+		return beUnprivilegedLife()
+	case "nothing":
+		return 0
+	case "written":
+		return beWriter()
 	}
+	var done sync.WaitGroup
 	for thread := range strings.SplitSeq(what, ",") {
+		if thread == "^" {
+			return becomeAnother()
+		}
 		started := make(chan struct{})
-		go beThread(thread[0], thread[1:], started)
+		if thread[0] == '=' {
+			done.Go(func() {
+				close(started)
+				nameThread(thread[1:])
+				work(100 * time.Millisecond)
+				runtime.Gosched()
+			})
+		} else {
+			go beThread(thread[0], thread[1:], started)
+		}
 		<-started
+	}
+	if strings.Contains(what, "=") {
+		done.Wait()
+		return 0
 	}
 	fmt.Println("ready")
 	io.Copy(io.Discard, os.Stdin) // until the test closes it or dies
+	return 0
+}
+
+// becomeAnother replaces the process by an exec from a thread that is not its
+// first one.
+func becomeAnother() int {
+	woken := make(chan os.Signal, 1)
+	signal.Notify(woken, syscall.SIGUSR1)
+	fmt.Println("ready")
+	<-woken
+	env := []string{childEnv + "=" + os.Getenv("KVMETER_BPF_NEXT"), "GOMAXPROCS=2"}
+	for {
+		go func() {
+			runtime.LockOSThread()
+			if unix.Gettid() != unix.Getpid() {
+				fmt.Println(syscall.Exec("/proc/self/exe", []string{"child"}, env))
+			}
+			select {}
+		}()
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// beWriter writes 1 MiB to a file of the working folder, from a thread that exits.
+func beWriter() int {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		f, err := os.Create("file")
+		if err == nil {
+			_, err = f.Write(make([]byte, 1<<20))
+			err = errors.Join(err, f.Sync(), f.Close())
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		fmt.Println(err)
+		return 1
+	}
 	return 0
 }
 
@@ -71,6 +142,14 @@ func beThread(kind byte, name string, started chan struct{}) {
 		return
 	}
 	close(started)
+	for i := 0; kind == '%'; i++ {
+		work(50 * time.Microsecond)
+		time.Sleep(200 * time.Microsecond)
+		setName([]string{"CPU 7/KVM", "worker", "CPU 8/KVM", "IO iothread1", "anything"}[i%5])
+	}
+	for kind == '#' {
+		work(time.Second)
+	}
 	for kind == '*' {
 		work(2 * time.Millisecond)
 		time.Sleep(3 * time.Millisecond)
@@ -81,6 +160,10 @@ func beThread(kind byte, name string, started chan struct{}) {
 // nameThread makes the calling goroutine a thread of that name.
 func nameThread(name string) {
 	runtime.LockOSThread()
+	setName(name)
+}
+
+func setName(name string) {
 	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(name+"\x00"))), 0, 0, 0); err != nil {
 		panic(err)
 	}
@@ -102,6 +185,7 @@ func work(d time.Duration) {
 // child is a process with threads of our choice.
 type child struct {
 	cmd  *exec.Cmd
+	out  *bufio.Reader
 	proc bpf.Proc
 }
 
@@ -121,20 +205,26 @@ func startChild(t testing.TB, threads string) *child {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	c := &child{cmd: cmd}
+	c := &child{cmd: cmd, out: bufio.NewReader(stdout)}
 	t.Cleanup(func() {
 		stdin.Close()
 		c.kill()
 	})
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
-		t.Fatalf("child said %q, %v", line, err)
-	}
+	c.ready(t)
 	start, err := procfs.StartTicks(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.proc = bpf.Proc{PID: cmd.Process.Pid, StartTicks: start}
 	return c
+}
+
+// ready waits until the child has its threads.
+func (c *child) ready(t testing.TB) {
+	t.Helper()
+	if line, err := c.out.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("child said %q, %v", line, err)
+	}
 }
 
 // stop stops all threads of the child and returns once none is on a CPU.
@@ -170,6 +260,14 @@ func (c *child) stop(t testing.TB) {
 		}
 	}
 	time.Sleep(20 * time.Millisecond) // stopped, and off its CPU
+}
+
+// resume lets the threads of a stopped child go on.
+func (c *child) resume(t testing.TB) {
+	t.Helper()
+	if err := c.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (c *child) kill() {

@@ -44,6 +44,8 @@ int iter(struct bpf_iter__task *ctx)
 	struct task_struct *t = ctx->task;
 	struct signal_struct *sig;
 	struct slot *s;
+	struct thread r = {};
+	struct mark m = {};
 	struct usage *u;
 	__u32 pid;
 
@@ -74,7 +76,7 @@ int iter(struct bpf_iter__task *ctx)
 	else if (u->threads >= MAX_THREADS)
 		u->status = STATUS_TOO_MANY_THREADS;
 	else
-		add_thread(u, t);
+		add(u, s->index, &r, observe(&m, &r, t));
 	return 0;
 }
 

@@ -22,42 +22,43 @@ const iterTries = 3
 type Iter struct {
 	objs   gen.IterObjects
 	link   *link.Iter
-	usages *ebpf.Memory
+	usages array[gen.WalkUsage]
+	vcpus  array[gen.WalkVcpu]
 	asked  map[uint32]gen.IterSlot // what the map slots holds
 	want   map[uint32]gen.IterSlot
-	out    []gen.WalkUsage
-	zero   []gen.WalkUsage
+	known  []known
 	buf    [1]byte
 	own    unix.Timespec
-	known  histories
+	stats  Stats
 }
 
 // LoadIter loads and attaches the program. The privileges that it and Read
 // need, and its errors, are those of [LoadWalk].
 func LoadIter() (*Iter, error) {
-	it := &Iter{
-		asked: map[uint32]gen.IterSlot{},
-		want:  map[uint32]gen.IterSlot{},
-		out:   make([]gen.WalkUsage, maxProcesses),
-		zero:  make([]gen.WalkUsage, maxProcesses),
-		known: histories{of: map[Proc]*history{}},
-	}
-	if err := checkPIDNamespace(); err != nil {
+	it := &Iter{asked: map[uint32]gen.IterSlot{}, want: map[uint32]gen.IterSlot{}}
+	if err := it.load(); err != nil {
+		_ = it.Close()
 		return nil, fmt.Errorf("load iter: %w", err)
 	}
+	return it, nil
+}
+
+func (it *Iter) load() error {
+	if err := checkPIDNamespace(); err != nil {
+		return err
+	}
 	if err := gen.LoadIterObjects(&it.objs, nil); err != nil {
-		return nil, fmt.Errorf("load iter: %w", explain(err))
+		return explain(err)
 	}
 	var err error
 	if it.link, err = link.AttachIter(link.IterOptions{Program: it.objs.Iter}); err != nil {
-		it.objs.Close()
-		return nil, fmt.Errorf("attach iter: %w", explain(err))
+		return fmt.Errorf("attach: %w", explain(err))
 	}
-	if it.usages, err = it.objs.Usages.Memory(); err != nil {
-		it.Close()
-		return nil, fmt.Errorf("map the memory of iter: %w", err)
+	if it.usages, err = mapArray[gen.WalkUsage](it.objs.Usages); err != nil {
+		return err
 	}
-	return it, nil
+	it.vcpus, err = mapArray[gen.WalkVcpu](it.objs.Vcpus)
+	return err
 }
 
 // Origin returns [OriginIter].
@@ -66,50 +67,67 @@ func (it *Iter) Origin() string {
 }
 
 // Read does what [Walk.Read] does. It visits every thread of the system once
-// for each 512 processes, and allocates a little. Of several procs with the
+// for each 1024 processes, and allocates a little. Of several procs with the
 // same PID it reads the last.
 func (it *Iter) Read(ctx context.Context, procs []Proc, out []Usage) error {
 	if len(out) < len(procs) {
 		return fmt.Errorf("read iter: room for %d of %d processes", len(out), len(procs))
 	}
-	it.known.stats.Reads++
-	it.known.stats.Processes += uint64(len(procs))
-	for len(procs) > 0 {
-		n := min(len(procs), maxProcesses)
-		if err := it.read(ctx, procs[:n], out[:n]); err != nil {
+	for len(it.known) < len(procs) {
+		it.known = append(it.known, known{})
+	}
+	it.stats.Reads++
+	it.stats.Processes += uint64(len(procs))
+	for i := 0; i < len(procs); i += maxProcesses {
+		end := min(len(procs), i+maxProcesses)
+		if err := it.read(ctx, procs[i:end], out[i:end], it.known[i:end]); err != nil {
 			return fmt.Errorf("read iter: %w", err)
 		}
-		procs, out = procs[n:], out[n:]
 	}
-	it.known.prune()
 	return nil
 }
 
-func (it *Iter) read(ctx context.Context, procs []Proc, out []Usage) error {
+func (it *Iter) read(ctx context.Context, procs []Proc, out []Usage, known []known) error {
 	if err := it.ask(procs); err != nil {
 		return err
 	}
-	recs := it.out[:len(procs)]
+	recs := it.usages.values[:len(procs)]
 	for try := uint32(0); ; try++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := it.pass(recs); err != nil {
+		clear(recs)
+		if err := it.pass(); err != nil {
 			return err
 		}
 		if !markTorn(recs, try) || try == iterTries-1 {
 			break
 		}
 	}
+	told := uint32(0)
 	for i, p := range procs {
+		known[i].vcpus = known[i].vcpus[:0]
+		told += recs[i].VcpuNumber
 		slot := it.asked[p.key()]
 		if p.StartTicks != 0 && slot.StartTicks != p.StartTicks {
-			it.known.fail(p, &out[i], ErrReused)
+			it.stats.fail(&out[i], ErrReused)
 			continue
 		}
-		it.known.usage(p, &recs[slot.Index], &out[i])
+		it.stats.usage(&recs[slot.Index], &out[i])
+	}
+	// The threads of several processes come in turn.
+	for v := range told {
+		rec := &it.vcpus.values[v]
+		if i := rec.Slot; out[i].Err == nil {
+			known[i].vcpus = append(known[i].vcpus, vcpu(rec))
+		}
 	}
 	return nil
+}
+
+// VCPUs does what [Walk.VCPUs] does.
+func (it *Iter) VCPUs(i int) []VCPUUsage {
+	return it.known[i].vcpus
 }
 
 // ask makes the map slots hold procs and nothing else.
@@ -140,10 +158,7 @@ func (it *Iter) ask(procs []Proc) error {
 }
 
 // pass runs the iterator over the system once.
-func (it *Iter) pass(recs []gen.WalkUsage) error {
-	if _, err := it.usages.WriteAt(bytesOf(it.zero[:len(recs)]), 0); err != nil {
-		return fmt.Errorf("clear usages: %w", err)
-	}
+func (it *Iter) pass() error {
 	r, err := it.link.Open()
 	if err != nil {
 		return fmt.Errorf("open iterator: %w", err)
@@ -158,9 +173,6 @@ func (it *Iter) pass(recs []gen.WalkUsage) error {
 	}
 	if err != io.EOF {
 		return fmt.Errorf("run iterator: %w", err)
-	}
-	if _, err := it.usages.ReadAt(bytesOf(recs), 0); err != nil {
-		return fmt.Errorf("read usages: %w", err)
 	}
 	return nil
 }
@@ -182,10 +194,14 @@ func markTorn(recs []gen.WalkUsage, try uint32) bool {
 
 // Stats returns what the reader has met so far.
 func (it *Iter) Stats() Stats {
-	return it.known.stats
+	return it.stats
 }
 
 // Close detaches and unloads the program.
 func (it *Iter) Close() error {
-	return errors.Join(it.link.Close(), it.objs.Close())
+	var err error
+	if it.link != nil {
+		err = it.link.Close()
+	}
+	return errors.Join(err, it.usages.unmap(), it.vcpus.unmap(), it.objs.Close())
 }

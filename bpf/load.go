@@ -70,16 +70,9 @@ func explanation(err error, hasBTF bool, missing []string) error {
 // missingCapabilities names those of CAP_BPF and CAP_PERFMON that the process
 // lacks. CAP_SYS_ADMIN stands for both.
 func missingCapabilities() ([]string, error) {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		return nil, fmt.Errorf("read own capabilities: %w", err)
-	}
-	has := func(capability int) bool {
-		return data[capability/32].Effective&(1<<(capability%32)) != 0
-	}
-	if has(unix.CAP_SYS_ADMIN) {
-		return nil, nil
+	has, err := ownCapabilities()
+	if err != nil || has(unix.CAP_SYS_ADMIN) {
+		return nil, err
 	}
 	var missing []string
 	if !has(unix.CAP_BPF) {
@@ -89,4 +82,16 @@ func missingCapabilities() ([]string, error) {
 		missing = append(missing, "CAP_PERFMON")
 	}
 	return missing, nil
+}
+
+// ownCapabilities tells which capabilities are effective.
+func ownCapabilities() (has func(capability int) bool, err error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return nil, fmt.Errorf("read own capabilities: %w", err)
+	}
+	return func(capability int) bool {
+		return data[capability/32].Effective&(1<<(capability%32)) != 0
+	}, nil
 }

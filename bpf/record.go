@@ -1,7 +1,12 @@
 package bpf
 
 import (
+	"fmt"
+	"os"
 	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/kvmeter/kvmeter/gen"
 )
@@ -14,61 +19,49 @@ const (
 	statusTorn
 	statusTooManyThreads
 	statusKernelThread
+	statusUnchanged
 
 	fieldIO   = 1
 	fieldWait = 2
 )
 
-// maxProcesses is MAX_PROCESSES in include/usage.h.
-const maxProcesses = 512
+// maxProcesses and maxVCPUs are MAX_PROCESSES and MAX_VCPUS in include/usage.h.
+const (
+	maxProcesses = 1024
+	maxVCPUs     = 16384
+)
 
-// maxHistories bounds what is remembered of processes that nobody asks for
-// any more and that were never seen to be gone.
-const maxHistories = 8 * maxProcesses
-
-// history is what was last told of a process. Most of it is there because of
-// the slice that a running thread has not been credited with yet: our figure
-// for it may be some µs too high, and a thread that exits takes with it up to a
-// tick that the kernel then credits to nobody.
-type history struct {
-	counted [Classes]uint64 // run_ns, the kernel's own
-	told    [Classes]uint64 // Usage.Run
-	process uint64          // Usage.Process
-	read    uint64          // number of the read that told it
-}
-
-// histories keeps what was told from decreasing.
-type histories struct {
-	of    map[Proc]*history
-	stats Stats
-}
-
-// usage turns what a program recorded of p into u.
-func (h *histories) usage(p Proc, rec *gen.WalkUsage, u *Usage) {
-	h.stats.Retries += uint64(rec.Retries)
-	switch rec.Status {
+// errOf is the error that a status stands for.
+func errOf(status uint32) error {
+	switch status {
 	case statusOK:
+		return nil
 	case statusReused:
-		h.fail(p, u, ErrReused)
-		return
+		return ErrReused
 	case statusTorn:
-		h.fail(p, u, ErrTorn)
-		return
+		return ErrTorn
 	case statusTooManyThreads:
-		h.fail(p, u, ErrTooManyThreads)
-		return
+		return ErrTooManyThreads
 	case statusKernelThread:
-		h.fail(p, u, ErrKernelThread)
-		return
-	default:
-		h.fail(p, u, ErrGone)
+		return ErrKernelThread
+	}
+	return ErrGone
+}
+
+// usage turns what a program recorded of a process into u.
+func (s *Stats) usage(rec *gen.WalkUsage, u *Usage) {
+	s.Retries += uint64(rec.Retries)
+	if err := errOf(rec.Status); err != nil {
+		s.fail(u, err)
 		return
 	}
 	*u = Usage{
-		Exited:              rec.ExitedNs,
-		Wait:                rec.VcpuWaitNs,
-		WaitAll:             rec.WaitNs,
+		Run:                 rec.RunNs,
+		Slice:               rec.SliceNs,
+		Wait:                rec.WaitNs,
 		Switches:            rec.Switches,
+		Exited:              rec.ExitedNs,
+		Process:             rec.ExitedNs,
 		ReadBytes:           rec.ReadBytes,
 		WriteBytes:          rec.WriteBytes,
 		CancelledWriteBytes: rec.CancelledWriteBytes,
@@ -76,73 +69,59 @@ func (h *histories) usage(p Proc, rec *gen.WalkUsage, u *Usage) {
 		VCPUs:               rec.Vcpus,
 		HasSplit:            true,
 		HasIO:               rec.Fields&fieldIO != 0,
-		// A kernel may have the field and count only under a boot option.
-		HasWait: rec.Fields&fieldWait != 0 && rec.Switches > 0,
 	}
-	last := h.of[p]
-	if last == nil {
-		last = &history{}
-		h.of[p] = last
+	switches := uint64(0)
+	for c := range Classes {
+		u.Process += u.Run[c] + u.Slice[c]
+		switches += u.Switches[c]
 	}
-	h.hold(last, rec, u)
+	// A kernel may have the field and count only under a boot option.
+	u.HasWait = rec.Fields&fieldWait != 0 && switches > 0
+	s.LostVCPUs += uint64(rec.Vcpus - rec.VcpuNumber)
 }
 
-// fail makes u say only why p could not be read.
-func (h *histories) fail(p Proc, u *Usage, err error) {
-	if err != ErrTorn {
-		delete(h.of, p)
-	}
-	h.stats.Failed++
+// fail makes u say only why its process could not be read.
+func (s *Stats) fail(u *Usage, err error) {
+	s.Failed++
 	*u = Usage{Err: err}
 }
 
-// hold sets u's times: what the kernel counted plus the slices in progress, but
-// never less than was told before. A class may shrink when the kernel's own
-// figure for it has shrunk, which means that a thread left it; the process never.
-func (h *histories) hold(last *history, rec *gen.WalkUsage, u *Usage) {
-	var held uint64
-	shrunk := Emulator
-	u.Process = u.Exited
-	for c := range Classes {
-		counted := rec.RunNs[c]
-		run := counted + rec.SliceNs[c]
-		switch {
-		case counted < last.counted[c]:
-			shrunk = c
-		case run < last.told[c]:
-			held += last.told[c] - run
-			run = last.told[c]
-		}
-		u.Run[c] = run
-		u.Process += run
-		last.counted[c] = counted
-	}
-	if u.Process < last.process {
-		missing := last.process - u.Process
-		u.Run[shrunk] += missing
-		u.Process = last.process
-		held += missing
-	}
-	last.told = u.Run
-	last.process = u.Process
-	last.read = h.stats.Reads
-	if held > 0 {
-		h.stats.Held++
-		h.stats.HeldNs = max(h.stats.HeldNs, held)
+// vcpu turns what a program recorded of a vCPU thread into a usage.
+func vcpu(rec *gen.WalkVcpu) VCPUUsage {
+	number := (*[8]byte)(unsafe.Pointer(&rec.Number))
+	return VCPUUsage{
+		Index: vcpuNumber(number[:]), TID: rec.Tid,
+		Run: rec.RunNs, Slice: rec.SliceNs, Wait: rec.WaitNs, Switches: rec.Switches,
 	}
 }
 
-// prune forgets processes that were not asked for in the current read, once
-// there are too many to keep.
-func (h *histories) prune() {
-	if len(h.of) <= maxHistories {
-		return
+// array is a program's array, mapped.
+type array[T any] struct {
+	mem    []byte
+	values []T
+}
+
+// mapArray maps a program's array, for the caller to unmap.
+func mapArray[T any](m *ebpf.Map) (a array[T], err error) {
+	if size := unsafe.Sizeof(*new(T)); uintptr(m.ValueSize()) != size {
+		return a, fmt.Errorf("values of %d bytes instead of %d", m.ValueSize(), size)
 	}
-	for p, last := range h.of {
-		if last.read != h.stats.Reads {
-			delete(h.of, p)
-		}
+	page := os.Getpagesize()
+	bytes := (int(m.ValueSize()*m.MaxEntries()) + page - 1) / page * page
+	if a.mem, err = unix.Mmap(m.FD(), 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return a, fmt.Errorf("map its memory: %w", err)
 	}
+	a.values = unsafe.Slice((*T)(unsafe.Pointer(&a.mem[0])), m.MaxEntries())
+	return a, nil
+}
+
+func (a *array[T]) unmap() error {
+	if a.mem == nil {
+		return nil
+	}
+	mem := a.mem
+	*a = array[T]{}
+	return unix.Munmap(mem)
 }
 
 // bytesOf is the memory of s.

@@ -85,24 +85,56 @@ func ClassOf(comm string) Class {
 	return Emulator
 }
 
+// VCPUOf tells the guest's number of a vCPU by its thread's name, "CPU 3/KVM",
+// or -1.
+func VCPUOf(comm string) int {
+	rest, ok := strings.CutPrefix(comm, "CPU ")
+	if !ok {
+		return -1
+	}
+	return vcpuNumber(rest)
+}
+
+// vcpuNumber reads the number before a slash.
+func vcpuNumber[T string | []byte](text T) int {
+	n := 0
+	for i := range len(text) {
+		c := text[i]
+		switch {
+		case c == '/' && i > 0:
+			return n
+		case c < '0' || c > '9' || i >= maxDigits:
+			return -1
+		}
+		n = n*10 + int(c-'0')
+	}
+	return -1
+}
+
+// maxDigits bounds a vCPU's number. QEMU has at most some thousand.
+const maxDigits = 5
+
 // Usage is what a process has used since it started, as the kernel counts it.
 // Where Err is set the rest is zero and means nothing.
 type Usage struct {
-	// Run is the time that live threads have been on a CPU, by class, in ns. A
-	// class shrinks when one of its threads exits or is renamed.
+	// Run is the time that live threads have been on a CPU, by class, in ns, as
+	// the kernel has counted it: for a thread that is running, up to the last
+	// tick. A class shrinks when one of its threads exits or is renamed.
 	Run [Classes]uint64
+	// Slice is what running threads have run since, in ns: an estimate that is
+	// some µs off.
+	Slice [Classes]uint64
 	// Exited is the CPU time of threads that have exited, in ns.
 	Exited uint64
 	// Process is the CPU time of the whole process in ns: exactly the sum of
-	// Run and Exited. It never decreases.
+	// Run, Slice and Exited.
 	Process uint64
-	// Wait is the time that live vCPU threads were runnable but on no CPU, in
-	// ns, up to when each last got one. Absent without HasWait.
-	Wait uint64
-	// WaitAll is the same for all live threads.
-	WaitAll uint64
-	// Switches is how often live threads were put on a CPU. Absent without HasWait.
-	Switches uint64
+	// Wait is the time that live threads were runnable but on no CPU, by class,
+	// in ns, up to when each last got one. Absent without HasWait.
+	Wait [Classes]uint64
+	// Switches is how often live threads were put on a CPU, by class. Absent
+	// without HasWait.
+	Switches [Classes]uint64
 	// ReadBytes and WriteBytes are what the process, exited threads included,
 	// caused to be read from and written to block devices. Absent without HasIO.
 	ReadBytes, WriteBytes uint64
@@ -124,12 +156,22 @@ type Usage struct {
 	Err error
 }
 
+// VCPUUsage is what a live vCPU thread has used since it was started.
+type VCPUUsage struct {
+	// Index is the guest's number of the vCPU; -1: its thread's name tells none.
+	Index int
+	// TID is the thread's.
+	TID uint32
+	// Run, Slice, Wait and Switches are the thread's part of [Usage]'s.
+	Run, Slice, Wait, Switches uint64
+}
+
 // Stats counts what a reader met since it was made, beside the plain reads.
 type Stats struct {
 	Reads     uint64 // calls of Read
 	Processes uint64 // processes asked for
 	Failed    uint64 // of them, answered with an error
 	Retries   uint64 // processes read again because a thread had exited
-	Held      uint64 // processes of which a value was held so as not to decrease
-	HeldNs    uint64 // the most that a process's CPU time was held by, in ns
+	Idle      uint64 // processes of which no thread had run since the last read
+	LostVCPUs uint64 // vCPU threads that no record was left for: only in sums
 }

@@ -2,27 +2,22 @@ package bus
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"os"
-	"strconv"
+	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 )
 
-// dialTimeout bounds connecting and the handshakes; heartbeat is the interval
-// of keep-alive frames: a connection is given up after three without any.
+// How a client of RabbitMQ logs in ([Config.Auth]), and what it does about the
+// topology ([Config.Topology]).
 const (
-	dialTimeout = 10 * time.Second
-	heartbeat   = 10 * time.Second
+	AuthPassword    = "password"
+	AuthExternal    = "external"
+	TopologyDeclare = "declare"
+	TopologyCheck   = "check"
 )
 
 // Config says how to reach RabbitMQ.
@@ -30,21 +25,61 @@ type Config struct {
 	// URL of the broker: amqp://user:password@host:5672/vhost, or amqps:// with
 	// TLS. Special characters in the password are written as %XX.
 	URL string `yaml:"url"`
+	// URLs are the nodes of a cluster, each as url is written; they are tried in
+	// random order, and another takes over from one that fails. Where there are
+	// any, url is not used.
+	URLs []string `yaml:"urls"`
+	// PasswordFile is the file of the password of the user in url. Empty: the
+	// password is in url.
+	PasswordFile string `yaml:"password_file"`
+	// Auth says how to log in: "password", or "external": by the certificate in
+	// tls_cert, with RabbitMQ's plugin rabbitmq_auth_mechanism_ssl.
+	Auth string `yaml:"auth"`
 	// TLSCA is a file of certificates that may have signed the broker's; empty:
 	// those that the system trusts.
 	TLSCA string `yaml:"tls_ca"`
 	// TLSCert is the file of the certificate that this program shows the
 	// broker; empty: none.
 	TLSCert string `yaml:"tls_cert"`
-	// TLSKey is the file of that certificate's key.
+	// TLSKey is the file of that certificate's key. Files of certificates are read
+	// anew for each connection.
 	TLSKey string `yaml:"tls_key"`
+	// Heartbeat is the interval of keep-alive frames: a connection without any for
+	// three of them is replaced.
+	Heartbeat time.Duration `yaml:"heartbeat"`
+	// Topology says what is done about exchanges and queues: "declare" makes those
+	// that are missing, "check" makes none and says which are missing, for users
+	// without the permission to configure.
+	Topology string `yaml:"topology"`
 	// Partitions is the number of queues that the samples of all nodes are spread
 	// over: the same for agents, notifiers and central.
 	Partitions int `yaml:"partitions"`
+	// Stages is the number of queues to transformers with memory; the notifier sets
+	// it from its own configuration.
+	Stages int `yaml:"-"`
 }
 
 // DefaultConfig returns the configuration of a broker on this host.
-func DefaultConfig() Config { return Config{URL: "amqp://localhost:5672/", Partitions: 1} }
+func DefaultConfig() Config {
+	return Config{
+		URL: "amqp://localhost:5672/", URLs: []string{}, Auth: AuthPassword, Heartbeat: 10 * time.Second,
+		Topology: TopologyDeclare, Partitions: 1,
+	}
+}
+
+// At returns the configuration of another broker, whose nodes are at urls.
+func (c Config) At(urls ...string) Config {
+	c.URL, c.URLs = "", urls
+	for _, url := range urls {
+		if uri, err := amqp.ParseURI(url); err == nil && uri.Scheme != "amqps" {
+			c.TLSCA, c.TLSCert, c.TLSKey, c.Auth = "", "", "", AuthPassword
+		}
+		if strings.Contains(url, "@") {
+			c.PasswordFile, c.Auth = "", AuthPassword
+		}
+	}
+	return c
+}
 
 // AMQP is the bus over RabbitMQ. It connects when it is first used, makes what
 // is missing of the topology, and reconnects until it is closed. Publishing
@@ -53,11 +88,15 @@ func DefaultConfig() Config { return Config{URL: "amqp://localhost:5672/", Parti
 type AMQP struct {
 	cfg   Config
 	name  string
-	addr  string // without user and password
-	vhost string
-	tls   *tls.Config
+	nodes []*node
+	addr  string // of all nodes, without users and passwords
 	log   *zap.Logger
 	retry backoff
+	// declare makes or checks the topology, over a connection.
+	declare func(*amqp.Connection) error
+	// confirmWithin is how long a node may take nothing of what it is sent, before
+	// another is tried.
+	confirmWithin time.Duration
 
 	trouble *complaint     // about the connections
 	full    *complaint     // about a broker that takes nothing
@@ -72,52 +111,60 @@ type AMQP struct {
 // RabbitMQ's list of connections. The error is about the configuration; it
 // never holds the password.
 func NewAMQP(cfg Config, name string, log *zap.Logger) (*AMQP, error) {
-	uri, err := amqp.ParseURI(cfg.URL)
-	if err != nil {
-		// The error itself may quote the password.
-		return nil, errors.New("url of RabbitMQ: not of the form amqp://user:password@host:5672/vhost; special characters in the password are written as %XX")
+	urls := cfg.URLs
+	if len(urls) == 0 {
+		urls = []string{cfg.URL}
 	}
 	a := &AMQP{
-		cfg: cfg, name: name, vhost: uri.Vhost, log: log,
-		addr:  uri.Scheme + "://" + net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)),
+		cfg: cfg, name: name, log: log,
 		retry: backoff{min: 200 * time.Millisecond, max: 15 * time.Second},
-		out:   make(chan *outgoing),
+		out:   make(chan *outgoing), confirmWithin: confirmWithin,
 	}
-	if a.tls, err = cfg.tls(uri); err != nil {
-		return nil, err
+	for _, url := range urls {
+		n, err := newNode(url)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := cfg.tls(n.uri); err != nil {
+			return nil, err
+		}
+		if _, err := cfg.sasl(n.uri); err != nil {
+			return nil, err
+		}
+		if a.nodes = append(a.nodes, n); len(a.nodes) > 1 {
+			a.addr += ", "
+		}
+		a.addr += n.addr
 	}
+	switch {
+	case cfg.Heartbeat < 0 || cfg.Heartbeat > 0 && cfg.Heartbeat < time.Second:
+		return nil, fmt.Errorf("heartbeat %s: must be at least 1s, of which AMQP counts whole ones", cfg.Heartbeat)
+	case cfg.Topology != "" && cfg.Topology != TopologyDeclare && cfg.Topology != TopologyCheck:
+		return nil, fmt.Errorf("topology %q is not known: %s and %s are", cfg.Topology, TopologyDeclare, TopologyCheck)
+	}
+	a.declare = a.topology
 	a.trouble, a.full = newComplaint(log), newComplaint(log)
 	a.ctx, a.close = context.WithCancel(context.Background())
 	return a, nil
 }
 
-// tls returns nil where the URL asks for none.
-func (c *Config) tls(uri amqp.URI) (*tls.Config, error) {
-	if uri.Scheme != "amqps" {
-		if c.TLSCA != "" || c.TLSCert != "" || c.TLSKey != "" {
-			return nil, errors.New("tls_ca, tls_cert or tls_key is set, but the url of RabbitMQ begins with amqp://; use amqps://")
-		}
-		return nil, nil
+// NewForeignAMQP returns a bus on which nothing of kvmeter's is declared:
+// declare makes what is missing, each time it has connected. Messages say which
+// exchange they go to.
+func NewForeignAMQP(cfg Config, name string, log *zap.Logger, declare func(*amqp.Connection) error) (*AMQP, error) {
+	a, err := NewAMQP(cfg, name, log)
+	if err == nil {
+		a.declare = declare
 	}
-	t := &tls.Config{ServerName: uri.Host, MinVersion: tls.VersionTLS12}
-	if c.TLSCA != "" {
-		pem, err := os.ReadFile(c.TLSCA)
-		if err != nil {
-			return nil, fmt.Errorf("tls_ca: %w", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("tls_ca: %s holds no certificate in PEM form", c.TLSCA)
-		}
+	return a, err
+}
+
+// topology makes or checks kvmeter's own exchanges and queues.
+func (a *AMQP) topology(conn *amqp.Connection) error {
+	if a.cfg.Topology == TopologyCheck {
+		return check(conn, a.cfg.Partitions, a.cfg.Stages)
 	}
-	if c.TLSCert != "" || c.TLSKey != "" {
-		pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-		if err != nil {
-			return nil, fmt.Errorf("tls_cert and tls_key: %w", err)
-		}
-		t.Certificates = []tls.Certificate{pair}
-	}
-	return t, nil
+	return onChannel(conn, func(ch *amqp.Channel) error { return declare(ch, a.cfg.Partitions, a.cfg.Stages) })
 }
 
 // Close ends the publishing connection. Consumers end with their contexts.
@@ -137,15 +184,19 @@ func (a *AMQP) Ping(ctx context.Context) error {
 	return nil
 }
 
-// link is a connection with one channel.
-type link struct {
-	conn *amqp.Connection
-	ch   *amqp.Channel
-}
-
-func (l *link) close() {
-	// An error means that the connection is gone already.
-	_ = l.conn.CloseDeadline(time.Now().Add(time.Second))
+// Consumers returns how many consumers a queue has; of one with a single active
+// consumer RabbitMQ counts that alone.
+func (a *AMQP) Consumers(ctx context.Context, queue string) (int, error) {
+	l, err := a.dial(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer l.close()
+	q, err := l.ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+	if err != nil {
+		return 0, a.explain(l.node, err)
+	}
+	return q.Consumers, nil
 }
 
 // connect dials until it succeeds or ctx ends, when it returns nil.
@@ -153,7 +204,7 @@ func (a *AMQP) connect(ctx context.Context, retry *backoff) *link {
 	for ctx.Err() == nil {
 		l, err := a.dial(ctx)
 		if err == nil {
-			a.trouble.over("RabbitMQ at " + a.addr + " answers again")
+			a.trouble.over("RabbitMQ at " + l.node.addr + " answers again")
 			return l
 		}
 		if ctx.Err() == nil {
@@ -162,88 +213,4 @@ func (a *AMQP) connect(ctx context.Context, retry *backoff) *link {
 		retry.wait(ctx)
 	}
 	return nil
-}
-
-// dial connects and makes the topology.
-func (a *AMQP) dial(ctx context.Context) (*link, error) {
-	var raw net.Conn
-	var unhook func() bool
-	cfg := amqp.Config{
-		Heartbeat: heartbeat, TLSClientConfig: a.tls,
-		Properties: amqp.Table{"product": "kvmeter", "connection_name": a.name},
-		Dial: func(network, addr string) (net.Conn, error) {
-			c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			// The library clears the deadline when the handshake is over.
-			if err := c.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
-				_ = c.Close()
-				return nil, err
-			}
-			raw = c
-			unhook = context.AfterFunc(ctx, func() { _ = c.Close() })
-			return c, nil
-		},
-	}
-	if a.tls != nil {
-		cfg.TLSClientConfig = a.tls.Clone()
-	}
-	conn, err := amqp.DialConfig(a.cfg.URL, cfg)
-	if unhook != nil {
-		defer unhook()
-	}
-	if err != nil {
-		if raw != nil {
-			_ = raw.Close()
-		}
-		return nil, a.explain(err)
-	}
-	l := &link{conn: conn}
-	if l.ch, err = conn.Channel(); err == nil {
-		err = declare(l.ch, a.cfg.Partitions)
-	}
-	if err != nil {
-		l.close()
-		return nil, a.explain(err)
-	}
-	return l, nil
-}
-
-// explain turns an error of connecting into a sentence that says what to do.
-func (a *AMQP) explain(err error) error {
-	var refusal *amqp.Error
-	var dns *net.DNSError
-	var timeout interface{ Timeout() bool }
-	var unknownCA x509.UnknownAuthorityError
-	var hostname x509.HostnameError
-	var noTLS tls.RecordHeaderError
-	at := "RabbitMQ at " + a.addr
-	switch {
-	case errors.Is(err, context.Canceled):
-		return err
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%s does not answer (connection refused): is it running, and is this its port?", at)
-	case errors.As(err, &dns):
-		return fmt.Errorf("%s: the host's name can't be resolved: %w", at, dns)
-	case errors.As(err, &noTLS):
-		return fmt.Errorf("%s does not speak TLS on this port: use amqp:// in url, or its TLS port (usually 5671)", at)
-	case errors.As(err, &unknownCA):
-		return fmt.Errorf("%s shows a certificate that is not trusted (%w); set tls_ca to the certificate of its signer", at, unknownCA)
-	case errors.As(err, &hostname):
-		return fmt.Errorf("%s shows the certificate of another host: %w", at, hostname)
-	case errors.As(err, &refusal) && refusal.Code == amqp.PreconditionFailed:
-		return fmt.Errorf("%s has a queue or exchange of this name with other arguments (%w); delete it, or give kvmeter a virtual host of its own", at, err)
-	case errors.Is(err, amqp.ErrCredentials), errors.Is(err, amqp.ErrSASL):
-		return fmt.Errorf("%s refuses the user or password in url (the user guest may only log in from the broker's own host)", at)
-	case errors.Is(err, amqp.ErrVhost), errors.As(err, &refusal) && refusal.Code == amqp.NotAllowed:
-		return fmt.Errorf("%s has no virtual host %q, or this user has no access to it", at, a.vhost)
-	case errors.As(err, &refusal) && refusal.Code == amqp.AccessRefused:
-		return fmt.Errorf("%s does not let this user make the queues (%w); give it configure, write and read permission for kvmeter.*", at, err)
-	case errors.As(err, &refusal) && refusal.Code == amqp.FrameError, errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
-		return fmt.Errorf("%s closes the connection at once: it may be starting or ending, or speak TLS where url does not (%w)", at, err)
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("%s does not answer (timed out)", at)
-	}
-	return fmt.Errorf("%s: %w", at, err)
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -39,13 +38,37 @@ var queues = []string{"kvmeter.samples.0", "kvmeter.samples.1", "kvmeter.store.0
 
 const queue = "kvmeter.samples.0"
 
-func broker(t *testing.T) *lab.Rabbit {
+// secure is what a broker with TLS shows and asks for.
+type secure struct {
+	url                         string // without user
+	ca, cert, key, other, nokey string // files; other is a certificate with its key that the broker's signer has not signed
+}
+
+// broker starts one that listens with TLS, too, and lets clients log in by
+// certificate: the one of this test is the user "agent.example".
+func broker(t *testing.T) (*lab.Rabbit, secure) {
 	t.Helper()
-	r, err := lab.Start(t, lab.Options{}).RabbitMQ(t.Context())
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r
+	port := lis.Addr().(*net.TCPAddr).Port
+	_ = lis.Close()
+	var s secure
+	s.url = fmt.Sprintf("amqps://127.0.0.1:%d/", port)
+	s.ca, s.cert, s.key = certificate(t, "agent.example")
+	_, s.other, s.nokey = certificate(t, "nobody.example")
+	nodes, err := lab.Start(t, lab.Options{}).RabbitMQNodes(t.Context(), lab.RabbitOptions{
+		Plugins: []string{"rabbitmq_auth_mechanism_ssl"},
+		Config: fmt.Sprintf("listeners.ssl.1 = 127.0.0.1:%d\n", port) +
+			"ssl_options.cacertfile = " + s.ca + "\nssl_options.certfile = " + s.cert + "\nssl_options.keyfile = " + s.key + "\n" +
+			"ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\nssl_cert_login_from = common_name\n" +
+			"auth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = AMQPLAIN\nauth_mechanisms.3 = EXTERNAL\n",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nodes[0], s
 }
 
 // ctl runs rabbitmqctl.
@@ -141,7 +164,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // TestRabbitMQ runs on one broker; the tests that harm it come last.
 func TestRabbitMQ(t *testing.T) {
-	r := broker(t)
+	r, tlsBroker := broker(t)
 	if b, _ := open(t, at(r.URL())); b.Ping(t.Context()) != nil {
 		t.Fatal(b.Ping(t.Context()))
 	}
@@ -158,6 +181,8 @@ func TestRabbitMQ(t *testing.T) {
 			return ds
 		}
 	})
+
+	t.Run("dead letters are listed, retried and dropped", func(t *testing.T) { settleDeadLetters(t, r.URL()) })
 
 	t.Run("a rejected foreign message keeps its properties", func(t *testing.T) {
 		b, _ := open(t, at(r.URL()))
@@ -228,33 +253,38 @@ func TestRabbitMQ(t *testing.T) {
 		eventually(t, "all have arrived", func() bool { mu.Lock(); defer mu.Unlock(); return len(got) == len(ids) })
 	})
 
-	t.Run("a broker short of memory is back-pressure, and still takes acks", func(t *testing.T) {
-		b, logs := open(t, at(r.URL()))
-		empty(t, r.URL())
-		ms, _ := messages(50)
-		publish(t, b, ms...)()
-		ctl(t, r, "set_vm_memory_high_watermark", "absolute", "1MB")
-		wait := publish(t, b, message("later"))
-		eventually(t, "the connection is blocked", func() bool {
-			return logs.FilterMessage("RabbitMQ takes no messages for now; waiting").Len() > 0
-		})
-		var acked atomic.Int32
-		stop := consume(t, b, queue, 10, func(_ context.Context, ds []*bus.Delivery) error {
-			for _, d := range ds {
-				acked.Add(1)
-				d.Ack()
+	for alarm, set := range map[string]struct{ on, off []string }{
+		"memory": {[]string{"set_vm_memory_high_watermark", "absolute", "1MB"}, []string{"set_vm_memory_high_watermark", "0.4"}},
+		"disk":   {[]string{"set_disk_free_limit", "1000000000000000"}, []string{"set_disk_free_limit", "50MB"}},
+	} {
+		t.Run("a broker short of "+alarm+" is back-pressure, and still takes acks", func(t *testing.T) {
+			b, logs := open(t, at(r.URL()))
+			empty(t, r.URL())
+			ms, _ := messages(50)
+			publish(t, b, ms...)()
+			ctl(t, r, set.on...)
+			wait := publish(t, b, message("later"))
+			eventually(t, "the connection is blocked", func() bool {
+				return logs.FilterMessage("RabbitMQ takes no messages for now; waiting").Len() > 0
+			})
+			var acked atomic.Int32
+			stop := consume(t, b, queue, 10, func(_ context.Context, ds []*bus.Delivery) error {
+				for _, d := range ds {
+					acked.Add(1)
+					d.Ack()
+				}
+				return nil
+			})
+			eventually(t, "what was there is consumed", func() bool { return acked.Load() >= 50 })
+			ctl(t, r, set.off...)
+			wait()
+			eventually(t, "the last has arrived", func() bool { return acked.Load() == 51 })
+			stop()
+			if n, err := admin(t, r.URL()).QueueDeclarePassive(queue, true, false, false, false, nil); err != nil || n.Messages != 0 {
+				t.Errorf("%d messages are left (%v), want all acked", n.Messages, err)
 			}
-			return nil
 		})
-		eventually(t, "what was there is consumed", func() bool { return acked.Load() >= 50 })
-		ctl(t, r, "set_vm_memory_high_watermark", "0.4")
-		wait()
-		eventually(t, "the last has arrived", func() bool { return acked.Load() == 51 })
-		stop()
-		if n, err := admin(t, r.URL()).QueueDeclarePassive(queue, true, false, false, false, nil); err != nil || n.Messages != 0 {
-			t.Errorf("%d messages are left (%v), want all acked", n.Messages, err)
-		}
-	})
+	}
 
 	t.Run("a queue that is deleted under us is made again", func(t *testing.T) {
 		b, _ := open(t, at(r.URL()))
@@ -300,7 +330,7 @@ func TestRabbitMQ(t *testing.T) {
 	})
 
 	t.Run("a connection that went dead is noticed and replaced", func(t *testing.T) {
-		p := newProxy(t, r.URL(), nil)
+		p := newProxy(t, r.URL())
 		b, _ := open(t, at(p.url("guest:guest")+"?heartbeat=1"))
 		empty(t, r.URL())
 		rec := newRecorder(nil)
@@ -320,25 +350,93 @@ func TestRabbitMQ(t *testing.T) {
 		})
 	})
 
-	t.Run("TLS", func(t *testing.T) {
-		ca, cert, key := certificate(t)
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		if err != nil {
+	t.Run("a client certificate is the password", func(t *testing.T) {
+		good := bus.Config{URL: tlsBroker.url + "one", Auth: bus.AuthExternal, TLSCA: tlsBroker.ca, TLSCert: tlsBroker.cert, TLSKey: tlsBroker.key}
+		b, _ := open(t, good)
+		if err := b.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "has no user of the name in the certificate") {
+			t.Errorf("a user that RabbitMQ does not know: error %v", err)
+		}
+		ctl(t, r, "add_user", "agent.example", "unused")
+		ctl(t, r, "clear_password", "agent.example")
+		ctl(t, r, "add_vhost", "one")
+		ctl(t, r, "set_permissions", "-p", "one", "agent.example", "^kvmeter", "^kvmeter", "^kvmeter")
+		rec := newRecorder(nil)
+		consume(t, b, queue, 10, rec.handle)
+		publish(t, b, message("a"))()
+		rec.await(t, "a")
+		for name, tc := range map[string]struct {
+			change func(*bus.Config)
+			want   string
+		}{
+			"another virtual host":          {func(c *bus.Config) { c.URL = tlsBroker.url }, `has no virtual host "/", or this user has no access to it`},
+			"a signer that is not trusted":  {func(c *bus.Config) { c.TLSCA = tlsBroker.other }, "set tls_ca to the certificate of its signer"},
+			"no certificate of ours":        {func(c *bus.Config) { c.TLSCert, c.TLSKey, c.Auth = "", "", "" }, "a client certificate"},
+			"a certificate that is unknown": {func(c *bus.Config) { c.TLSCert, c.TLSKey = tlsBroker.other, tlsBroker.nokey }, " in tls_cert"},
+			"a broker without TLS":          {func(c *bus.Config) { c.URL = strings.Replace(r.URL(), "amqp:", "amqps:", 1) }, "does not speak TLS on this port"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				c := good
+				tc.change(&c)
+				b, _ := open(t, c)
+				if err := b.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {
+					t.Errorf("error %v, want %q", err, tc.want)
+				}
+			})
+		}
+	})
+
+	t.Run("a password may be in a file, and change", func(t *testing.T) {
+		ctl(t, r, "add_user", "filed", "first")
+		ctl(t, r, "set_permissions", "filed", ".*", ".*", ".*")
+		file := filepath.Join(t.TempDir(), "password")
+		if err := os.WriteFile(file, []byte("first\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		p := newProxy(t, r.URL(), &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: pool(t, ca), ClientAuth: tls.RequireAndVerifyClientCert})
-		url := strings.Replace(p.url("guest:guest"), "amqp:", "amqps:", 1)
-		b, _ := open(t, bus.Config{URL: url, TLSCA: ca, TLSCert: cert, TLSKey: key})
+		b, _ := open(t, bus.Config{URL: strings.Replace(r.URL(), "guest:guest", "filed", 1), PasswordFile: file})
 		if err := b.Ping(t.Context()); err != nil {
-			t.Errorf("with the right certificates: %v", err)
+			t.Error(err)
 		}
-		b, _ = open(t, bus.Config{URL: url, TLSCert: cert, TLSKey: key})
-		if err := b.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "set tls_ca") {
-			t.Errorf("without the signer's certificate: %v", err)
+		ctl(t, r, "change_password", "filed", "second")
+		if err := b.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "refuses the user or password") {
+			t.Errorf("with the old password: error %v", err)
 		}
-		b, _ = open(t, bus.Config{URL: url, TLSCA: ca})
-		if err := b.Ping(t.Context()); err == nil {
-			t.Error("without a certificate of ours: no error")
+		if err := os.WriteFile(file, []byte("second\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Ping(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+
+	t.Run("a topology that is only checked is not made", func(t *testing.T) {
+		ctl(t, r, "add_vhost", "checked")
+		ctl(t, r, "set_permissions", "-p", "checked", "guest", ".*", ".*", ".*")
+		ctl(t, r, "add_user", "modest", "modest")
+		ctl(t, r, "set_permissions", "-p", "checked", "modest", "^$", "^kvmeter", "^kvmeter")
+		modest := bus.Config{URL: strings.Replace(r.URL(), "guest:guest", "modest:modest", 1) + "checked", Topology: bus.TopologyCheck}
+		b, _ := open(t, modest)
+		err := b.Ping(t.Context())
+		if !errors.Is(err, bus.ErrTopology) || !strings.Contains(err.Error(), "no exchange kvmeter.dlx, no queue kvmeter.dead") {
+			t.Errorf("where nothing is: error %v", err)
+		}
+		maker, _ := open(t, at(r.URL()+"checked"))
+		if err := maker.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rec := newRecorder(nil)
+		consume(t, b, queue, 10, rec.handle)
+		publish(t, b, message("a"))()
+		rec.await(t, "a")
+		if _, err := admin(t, r.URL()+"checked").QueueDelete("kvmeter.events", false, false, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Ping(t.Context()); !errors.Is(err, bus.ErrTopology) || !strings.Contains(err.Error(), "there is no queue kvmeter.events (") {
+			t.Errorf("where a queue is missing: error %v", err)
+		}
+		modest.Topology = bus.TopologyDeclare
+		b, _ = open(t, modest)
+		if err := b.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "or set topology: check") {
+			t.Errorf("where it may make nothing: error %v", err)
 		}
 	})
 
@@ -397,23 +495,39 @@ func TestRabbitMQ(t *testing.T) {
 	})
 }
 
-// kill9 kills the broker while messages go in and out of it.
-func kill9(t *testing.T, r *lab.Rabbit) {
-	b, _ := open(t, at(r.URL()))
-	empty(t, r.URL())
+// kill9 kills the nodes of a broker, one after the other, while messages go in
+// and out of it.
+func kill9(t *testing.T, nodes ...*lab.Rabbit) {
+	var urls []string
+	for _, r := range nodes {
+		urls = append(urls, r.URL())
+	}
+	b, _ := open(t, bus.Config{URLs: urls})
+	b.ConfirmWithin(10 * time.Second)
+	if err := b.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	empty(t, urls[0])
 	var mu sync.Mutex
 	confirmed, got := map[string]bool{}, map[string]int{}
+	counts := func() (int, int) { mu.Lock(); defer mu.Unlock(); return len(confirmed), len(got) }
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
 	for worker := range 4 {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
+				if n, m := counts(); n-m > 5000 { // the consumer is behind
+					time.Sleep(10 * time.Millisecond)
+					continue
+				}
 				ms := make([]bus.Message, 25)
 				for j := range ms {
 					ms[j] = message(fmt.Sprintf("%d-%d-%d", worker, i, j))
 				}
 				// Without the deadline of ctx, so that what is confirmed is known.
-				if err := b.Publish(context.WithoutCancel(ctx), ms...); err != nil {
+				if err := b.Publish(context.WithoutCancel(ctx), ms...); err != nil && ctx.Err() == nil {
 					t.Errorf("Publish: %v", err)
 					return
 				}
@@ -439,19 +553,25 @@ func kill9(t *testing.T, r *lab.Rabbit) {
 		}
 		return nil
 	})
-	counts := func() (int, int) { mu.Lock(); defer mu.Unlock(); return len(confirmed), len(got) }
-	for range 2 {
-		before, _ := counts()
-		eventually(t, "messages flow", func() bool { n, _ := counts(); return n > before+2000 })
+	flow := func(when string) {
+		t.Helper()
+		sent, taken := counts()
+		eventually(t, "messages flow "+when, func() bool { n, m := counts(); return n > sent+1000 && m > taken+1000 })
+	}
+	for round := range max(2, len(nodes)) {
+		flow("before the kill")
+		r := nodes[round%len(nodes)]
 		if err := r.Kill9(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		if len(nodes) > 1 {
+			flow("through the other nodes")
 		}
 		if err := r.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	before, _ := counts()
-	eventually(t, "messages flow again", func() bool { n, _ := counts(); return n > before+1000 })
+	flow("again")
 	cancel()
 	wg.Wait()
 	missing := func() (ids []string) {
@@ -481,6 +601,51 @@ func kill9(t *testing.T, r *lab.Rabbit) {
 	}
 }
 
+// TestCluster runs on three nodes.
+func TestCluster(t *testing.T) {
+	nodes, err := lab.Start(t, lab.Options{}).RabbitMQNodes(t.Context(), lab.RabbitOptions{Nodes: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("a node killed with -9 loses no confirmed message, and holds nobody up", func(t *testing.T) { kill9(t, nodes...) })
+
+	t.Run("a node that has lost the others is left for them", func(t *testing.T) {
+		urls := []string{nodes[0].URL(), nodes[1].URL(), nodes[2].URL()}
+		empty(t, urls[0])
+		b, logs := open(t, bus.Config{URLs: urls})
+		b.ConfirmWithin(2 * time.Second)
+		publish(t, b, message("a"))()
+		for _, r := range nodes[1:] {
+			if err := r.Kill9(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wait := publish(t, b, message("b"))
+		eventually(t, "nothing is confirmed", func() bool {
+			for _, e := range logs.All() {
+				if strings.Contains(fmt.Sprint(e.ContextMap()), "or has it lost the other nodes of its cluster?") {
+					return true
+				}
+			}
+			return false
+		})
+		for _, r := range nodes[1:] {
+			if err := r.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wait()
+		rec := newRecorder(nil)
+		consume(t, b, queue, 10, rec.handle)
+		eventually(t, "both have arrived", func() bool {
+			rec.mu.Lock()
+			defer rec.mu.Unlock()
+			has := func(id string) bool { return slices.Contains(rec.got, id) || slices.Contains(rec.got, id+"+") }
+			return has("a") && has("b")
+		})
+	})
+}
+
 // proxy passes connections on to the broker, as a network would.
 type proxy struct {
 	addr   string
@@ -491,7 +656,7 @@ type proxy struct {
 	frozen *atomic.Bool // of the connections made since the last thaw
 }
 
-func newProxy(t *testing.T, brokerURL string, conf *tls.Config) *proxy {
+func newProxy(t *testing.T, brokerURL string) *proxy {
 	t.Helper()
 	uri, err := amqp.ParseURI(brokerURL)
 	if err != nil {
@@ -503,9 +668,6 @@ func newProxy(t *testing.T, brokerURL string, conf *tls.Config) *proxy {
 	}
 	p := &proxy{addr: lis.Addr().String(), target: fmt.Sprintf("%s:%d", uri.Host, uri.Port), frozen: new(atomic.Bool)}
 	p.lis = lis
-	if conf != nil {
-		p.lis = tls.NewListener(lis, conf)
-	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -572,29 +734,14 @@ func (p *proxy) thaw() {
 	p.frozen = new(atomic.Bool)
 }
 
-// certificate makes one that signs itself, for 127.0.0.1 and for clients.
-func certificate(t *testing.T) (ca, cert, key string) {
+// certificate makes a signer, and a certificate for 127.0.0.1 and for the client
+// of a name.
+func certificate(t *testing.T, name string) (ca, cert, key string) {
 	t.Helper()
-	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &priv.PublicKey, priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(priv)
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil { // for the broker
+		t.Fatal(err)
+	}
 	write := func(name, kind string, der []byte) string {
 		file := filepath.Join(dir, name)
 		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
@@ -602,17 +749,34 @@ func certificate(t *testing.T) (ca, cert, key string) {
 		}
 		return file
 	}
-	cert = write("cert.pem", "CERTIFICATE", der)
-	return cert, cert, write("key.pem", "EC PRIVATE KEY", keyDER)
-}
-
-func pool(t *testing.T, file string) *x509.CertPool {
-	t.Helper()
-	data, err := os.ReadFile(file)
+	issue := func(template, parent *x509.Certificate, signer *ecdsa.PrivateKey) ([]byte, *ecdsa.PrivateKey) {
+		priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if signer == nil {
+			signer = priv
+		}
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, &priv.PublicKey, signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der, priv
+	}
+	signer := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "signer of " + name},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	caDER, caKey := issue(signer, signer, nil)
+	der, priv := issue(&x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, signer, caKey)
+	keyDER, err := x509.MarshalECPrivateKey(priv)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := x509.NewCertPool()
-	p.AppendCertsFromPEM(data)
-	return p
+	return write("ca.pem", "CERTIFICATE", caDER), write("cert.pem", "CERTIFICATE", der), write("key.pem", "EC PRIVATE KEY", keyDER)
 }

@@ -4,8 +4,10 @@ package bus
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kvmeter/kvmeter/sample"
@@ -21,6 +23,7 @@ var ErrUnroutable = errors.New("no queue takes messages with this routing key")
 
 // Message is what travels on the bus.
 type Message struct {
+	Exchange        string // empty: kvmeter's
 	RoutingKey      string
 	ID              string // AMQP message id; the batch id for batches
 	ContentType     string
@@ -106,6 +109,12 @@ func (d *Delivery) Reject(reason error) {
 	d.verdict, d.reason = rejected, reason
 }
 
+// Verdict returns what was decided: that the message is taken, or why it can never
+// be; neither where nothing is.
+func (d *Delivery) Verdict() (taken bool, refused error) {
+	return d.verdict == acked, d.reason
+}
+
 // Seal makes the message that carries an encoded batch. An empty secret leaves
 // it unsigned.
 func Seal(routingKey string, b *sample.Batch, body, secret []byte) Message {
@@ -119,13 +128,41 @@ func Seal(routingKey string, b *sample.Batch, body, secret []byte) Message {
 	return m
 }
 
+// SealEvents makes the message that carries encoded events, by the name of who
+// signs them. Its id follows from what it carries.
+func SealEvents(name string, at time.Time, body, secret []byte) Message {
+	sum := sha256.Sum256(body)
+	m := Message{
+		RoutingKey: EventsKey, ID: sample.NamedBatchID(at, sum[:]).String(), ContentType: sample.EventsContentType,
+		ContentEncoding: sample.ContentEncoding, Time: at, Body: body,
+	}
+	if len(secret) > 0 {
+		m.KeyID, m.HMAC = name, sample.Sign(secret, body)
+	}
+	return m
+}
+
 // ErrWrongNode is returned for a batch that speaks for another node than the
 // one whose key signed it.
 var ErrWrongNode = errors.New("batch of another node than its key")
 
+// Keys are the secrets of all senders. They are safe for concurrent use.
+type Keys interface {
+	// Verify returns an error unless signature is that of body by a key
+	// ([sample.Keys.Verify]).
+	Verify(id, signature string, body []byte) error
+	// Secret returns the secret that signs for a node, nil: none.
+	Secret(id string) []byte
+}
+
 // Opener verifies and decodes messages. It is not safe for concurrent use.
 type Opener struct {
-	Keys          sample.Keys
+	Keys Keys
+	// Relays are the key ids that may sign batches made of other nodes' samples:
+	// with explicit ids, with gaps of other nodes, and events. A node that could
+	// would be able to store samples under the ids of another's, which are then
+	// taken for those. Where unsigned batches are allowed everybody may.
+	Relays        []string
 	AllowUnsigned bool
 	Decoder       *sample.Decoder
 }
@@ -133,17 +170,9 @@ type Opener struct {
 // Open returns the batch that m carries. Nothing is decompressed before the
 // signature holds. Whatever error it returns, the message will never be good.
 func (o *Opener) Open(m *Message) (*sample.Batch, error) {
-	if m.ContentType != sample.ContentType {
-		return nil, fmt.Errorf("content type %q is not %q", m.ContentType, sample.ContentType)
-	}
-	if m.ContentEncoding != sample.ContentEncoding {
-		return nil, fmt.Errorf("content encoding %q is not %q", m.ContentEncoding, sample.ContentEncoding)
-	}
-	signed := m.HMAC != "" || !o.AllowUnsigned
-	if signed {
-		if err := o.Keys.Verify(m.KeyID, m.HMAC, m.Body); err != nil {
-			return nil, err
-		}
+	signed, err := o.verify(m, sample.ContentType)
+	if err != nil {
+		return nil, err
 	}
 	b, err := o.Decoder.Decode(m.Body)
 	if err != nil {
@@ -152,13 +181,49 @@ func (o *Opener) Open(m *Message) (*sample.Batch, error) {
 	if signed && b.Node != m.KeyID {
 		return nil, fmt.Errorf("%w: node %q, key %q", ErrWrongNode, b.Node, m.KeyID)
 	}
+	if !o.AllowUnsigned && !slices.Contains(o.Relays, m.KeyID) {
+		if b.IDs != nil {
+			return nil, fmt.Errorf("%w: node %q gives samples ids, which only relays may; is it missing in the setting relays?", ErrWrongNode, b.Node)
+		}
+		for _, g := range b.Gaps {
+			if g.Node != "" && g.Node != b.Node {
+				return nil, fmt.Errorf("%w: node %q tells of a gap of node %q; is it missing in the setting relays?", ErrWrongNode, b.Node, g.Node)
+			}
+		}
+	}
 	if m.ID != b.ID.String() {
 		return nil, fmt.Errorf("message id %q is not that of its batch, %s", m.ID, b.ID)
 	}
 	return b, nil
 }
 
-// Reason returns the word for an error of [Opener.Open] that metrics count it
+// OpenEvents returns the events that m carries, as Open does a batch.
+func (o *Opener) OpenEvents(m *Message) ([]sample.Event, error) {
+	if _, err := o.verify(m, sample.EventsContentType); err != nil {
+		return nil, err
+	}
+	if !o.AllowUnsigned && !slices.Contains(o.Relays, m.KeyID) {
+		return nil, fmt.Errorf("%w: events of %q, which only relays may send; is it missing in the setting relays?", ErrWrongNode, m.KeyID)
+	}
+	return o.Decoder.DecodeEvents(m.Body)
+}
+
+// verify returns an error unless m is of the type and its signature holds. signed
+// is false where there is none and none is needed.
+func (o *Opener) verify(m *Message, contentType string) (signed bool, err error) {
+	if m.ContentType != contentType {
+		return false, fmt.Errorf("content type %q is not %q", m.ContentType, contentType)
+	}
+	if m.ContentEncoding != sample.ContentEncoding {
+		return false, fmt.Errorf("content encoding %q is not %q", m.ContentEncoding, sample.ContentEncoding)
+	}
+	if signed = m.HMAC != "" || !o.AllowUnsigned; signed {
+		err = o.Keys.Verify(m.KeyID, m.HMAC, m.Body)
+	}
+	return signed, err
+}
+
+// Reason returns the word for an error of an [Opener] that metrics count it
 // under.
 func Reason(err error) string {
 	switch {
@@ -170,7 +235,7 @@ func Reason(err error) string {
 		return "bad_signature"
 	case errors.Is(err, ErrWrongNode):
 		return "wrong_node"
-	case errors.Is(err, sample.ErrMalformed):
+	case errors.Is(err, sample.ErrMalformed), errors.Is(err, sample.ErrMalformedEvent):
 		return "malformed"
 	}
 	return "other"

@@ -128,13 +128,16 @@ func TestABrokerThatDoesNotAnswerIsSaidInOneSentence(t *testing.T) {
 	}
 }
 
-func sealed(t testing.TB) bus.Message {
+func sealed(t testing.TB) bus.Message { return sealedWith(t, func(*sample.Batch) {}) }
+
+func sealedWith(t testing.TB, change func(*sample.Batch)) bus.Message {
 	t.Helper()
 	b := sample.NewBuilder()
 	b.Row(sample.Row{Resource: "r", Metadata: []byte("{}")})
 	b.Add(sample.CPU.MeterRef, sample.Walk, sample.Uint(1<<63))
 	out := b.Build()
 	out.ID, out.Node = sample.NewBatchID(time.Unix(1_800_000_000, 0)), "node-1"
+	change(out)
 	enc, err := sample.NewEncoder()
 	if err != nil {
 		t.Fatal(err)
@@ -182,6 +185,38 @@ func TestOpen(t *testing.T) {
 			}
 			if tc.want != nil && bus.Reason(err) != tc.reason {
 				t.Errorf("reason %q, want %q", bus.Reason(err), tc.reason)
+			}
+		})
+	}
+	for name, tc := range map[string]struct {
+		change   func(*sample.Batch)
+		relay    bool
+		unsigned bool
+		want     error
+	}{
+		"a node speaks for itself":                          {func(b *sample.Batch) { b.Gaps = []sample.Gap{{Meter: "*", Resource: "*", Node: "node-1"}} }, false, false, nil},
+		"a node speaks for no other":                        {func(b *sample.Batch) { b.Node = "node-2" }, false, false, bus.ErrWrongNode},
+		"a relay does neither":                              {func(b *sample.Batch) { b.Node = "node-2" }, true, false, bus.ErrWrongNode},
+		"a node tells of no other's gaps":                   {func(b *sample.Batch) { b.Gaps = []sample.Gap{{Meter: "*", Resource: "*", Node: "node-2"}} }, false, false, bus.ErrWrongNode},
+		"a relay tells of others' gaps":                     {func(b *sample.Batch) { b.Gaps = []sample.Gap{{Meter: "*", Resource: "*", Node: "node-2"}} }, true, false, nil},
+		"a node gives no ids":                               {func(b *sample.Batch) { b.IDs = make([]string, b.Len()) }, false, false, bus.ErrWrongNode},
+		"a relay gives ids":                                 {func(b *sample.Batch) { b.IDs = make([]string, b.Len()) }, true, false, nil},
+		"everybody gives ids where unsigned ones are taken": {func(b *sample.Batch) { b.IDs = make([]string, b.Len()) }, false, true, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := opener(t, tc.unsigned)
+			if tc.relay {
+				o.Relays = []string{"node-1"}
+			}
+			m := sealedWith(t, func(b *sample.Batch) {
+				tc.change(b)
+				for i := range b.IDs {
+					b.IDs[i] = fmt.Sprint(i)
+				}
+			})
+			m.KeyID = "node-1"
+			if _, err := o.Open(&m); !errors.Is(err, tc.want) {
+				t.Errorf("error %v, want %v", err, tc.want)
 			}
 		})
 	}

@@ -9,10 +9,18 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/sample/failpoint"
 )
 
 // Consume implements [Consumer], over a connection of its own.
 func (a *AMQP) Consume(ctx context.Context, queue string, prefetch int, handle Handler) error {
+	return a.consume(ctx, queue, prefetch, 0, nil, handle)
+}
+
+// consume consumes; prepare makes what is missing, each time it has connected.
+// gather is as in [Subscription].
+func (a *AMQP) consume(ctx context.Context, queue string, prefetch int, gather time.Duration, prepare func(*amqp.Connection) error, handle Handler) error {
 	log := a.log.With(zap.String("queue", queue))
 	prefetch = min(max(prefetch, 1), math.MaxUint16) // 0 would be no bound; AMQP has 16 bits for it
 	retry := a.retry
@@ -22,7 +30,13 @@ func (a *AMQP) Consume(ctx context.Context, queue string, prefetch int, handle H
 			return nil
 		}
 		began := time.Now()
-		err := a.consumeOver(ctx, l, log, queue, prefetch, handle)
+		var err error
+		if prepare != nil {
+			err = prepare(l.conn)
+		}
+		if err == nil {
+			err = a.consumeOver(ctx, l, log, queue, prefetch, gather, handle)
+		}
 		l.close()
 		if ctx.Err() != nil {
 			return nil
@@ -30,13 +44,14 @@ func (a *AMQP) Consume(ctx context.Context, queue string, prefetch int, handle H
 		if time.Since(began) > a.retry.max {
 			retry.reset()
 		}
+		l.node.fail()
 		a.trouble.say("consuming stopped; reconnecting", fmt.Errorf("queue %s: %w", queue, err))
 		retry.wait(ctx)
 	}
 }
 
 // consumeOver consumes over one connection until that is lost or ctx ends.
-func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue string, prefetch int, handle Handler) error {
+func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue string, prefetch int, gather time.Duration, handle Handler) error {
 	if err := l.ch.Qos(prefetch, 0, false); err != nil {
 		return fmt.Errorf("set prefetch: %w", err)
 	}
@@ -46,14 +61,21 @@ func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue 
 	if err != nil {
 		return err
 	}
+	l.calm.gather.Store(int64(gather))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// The library hands out deliveries one by one; here they wait side by side,
 	// so that poll finds all that are there.
-	src := &amqpSource{a: a, ch: l.ch, queue: queue, in: make(chan amqp.Delivery, prefetch)}
+	src := &amqpSource{a: a, ch: l.ch, queue: queue, in: make(chan amqp.Delivery, prefetch), gather: gather, full: make(chan struct{}, 1)}
 	go func() {
 		for d := range in {
 			src.in <- d
+			if len(src.in) >= prefetch-1 { // another one is being waited with
+				select {
+				case src.full <- struct{}{}:
+				default:
+				}
+			}
 		}
 	}()
 	go func() {
@@ -79,11 +101,27 @@ type amqpSource struct {
 	ch    *amqp.Channel
 	queue string
 	in    chan amqp.Delivery
+
+	gather time.Duration
+	full   chan struct{} // as many wait as are handed out
 }
 
 func (s *amqpSource) wait(ctx context.Context) *Delivery {
 	select {
+	case <-s.full: // it is of what was taken meanwhile
+	default:
+	}
+	select {
 	case d := <-s.in:
+		if s.gather > 0 && len(s.in) < cap(s.in)-1 {
+			patience := time.NewTimer(s.gather)
+			select {
+			case <-patience.C:
+			case <-s.full:
+			case <-ctx.Done():
+			}
+			patience.Stop()
+		}
 		return delivery(d)
 	case <-ctx.Done():
 		return nil
@@ -126,6 +164,8 @@ func (s *amqpSource) settle(ctx context.Context, ds []*Delivery) error {
 			return fmt.Errorf("move to %s: %w", DeadLetterQueue, err)
 		}
 	}
+	failpoint.At(failpoint.AckDue)
+	defer failpoint.At(failpoint.AckSent)
 	n := 0
 	for n < len(ds) && ds[n].verdict != undecided {
 		n++

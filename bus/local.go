@@ -60,7 +60,7 @@ func NewLocal(partitions int, log *zap.Logger) *Local {
 		log: log, retry: backoff{min: 100 * time.Millisecond, max: 10 * time.Second},
 		queues: map[string]*localQueue{}, routes: map[string]*localQueue{},
 	}
-	for _, b := range bindings(partitions) {
+	for _, b := range bindings(partitions, 0) {
 		if b.exchange == Exchange {
 			q := &localQueue{name: b.queue, waiting: make(chan *localMessage, localDepth), consumer: make(chan struct{}, 1)}
 			l.queues[b.queue], l.routes[b.key] = q, q

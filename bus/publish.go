@@ -1,18 +1,27 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/kvmeter/kvmeter/sample/failpoint"
 )
 
 // window is how many messages may wait for their confirms. More gain nothing:
 // a quorum queue on one node takes 370 messages/s one at a time and 11,300
 // messages/s 100 at a time.
 const window = 100
+
+// confirmWithin is how long a node may take nothing of what it is sent, before
+// another is tried: one that has lost its cluster keeps its connections, and
+// leaves messages unconfirmed or refuses them.
+const confirmWithin = time.Minute
 
 const (
 	headerKeyID  = "kvmeter-key-id"
@@ -25,7 +34,7 @@ const (
 // What may become of an outgoing message, beside being confirmed.
 var (
 	errLost   = errors.New("connection lost before the confirm")
-	errNacked = errors.New("the queue is full, or its disk is")
+	errNacked = errors.New("the queue is full, or its disk is, or it has lost the majority of its nodes")
 )
 
 // outgoing is a message on its way to the broker.
@@ -51,7 +60,7 @@ func (a *AMQP) Publish(ctx context.Context, ms ...Message) error {
 		if m.HMAC != "" {
 			p.Headers = amqp.Table{headerKeyID: m.KeyID, headerHMAC: m.HMAC}
 		}
-		out[i] = &outgoing{exchange: Exchange, key: m.RoutingKey, msg: p, done: make(chan error, 1)}
+		out[i] = &outgoing{exchange: cmp.Or(m.Exchange, Exchange), key: m.RoutingKey, msg: p, done: make(chan error, 1)}
 	}
 	return a.publish(ctx, out)
 }
@@ -133,6 +142,7 @@ func (a *AMQP) publishing() {
 		if a.ctx.Err() != nil {
 			return
 		}
+		l.node.fail()
 		a.trouble.say("connection to RabbitMQ lost; reconnecting", err)
 		if confirmed {
 			retry.reset()
@@ -151,11 +161,14 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, window))
 	lost := l.ch.NotifyClose(make(chan *amqp.Error, 1))
 	if err := l.ch.Confirm(false); err != nil {
-		return false, a.explain(err)
+		return false, a.explain(l.node, err)
 	}
 	pending := map[uint64]*outgoing{} // by the number of their confirm
 	var sent, next uint64 = 0, 1      // next confirm; the library hands them out in order
 	blocked := false
+	var since time.Time // when what was sent since the last confirm was first sent; zero: nothing was
+	look := time.NewTicker(a.confirmWithin / 4)
+	defer look.Stop()
 	settle := func(c amqp.Confirmation) {
 		// A message that no queue takes is returned, then confirmed.
 		for len(returns) > 0 {
@@ -184,6 +197,7 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 			p.done <- errNacked
 		default:
 			confirmed = true
+			failpoint.At(failpoint.PublishConfirmed)
 			p.done <- nil
 		}
 	}
@@ -204,22 +218,37 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 		}
 		select {
 		case p := <-in:
+			if since.IsZero() {
+				since = time.Now()
+			}
 			p.returned = false
 			sent++
 			pending[sent] = p
 			if err := l.ch.PublishWithContext(a.ctx, p.exchange, p.key, true, false, p.msg); err != nil {
 				return confirmed, err
 			}
+			failpoint.At(failpoint.PublishSent)
 		case c, ok := <-confirms:
 			if !ok {
 				return confirmed, lostBy(lost)
 			}
 			settle(c)
+			if c.Ack && len(pending) == 0 {
+				since = time.Time{}
+			} else if c.Ack {
+				since = time.Now()
+			}
 		case b := <-blocks:
 			if blocked = b.Active; blocked {
 				a.full.say("RabbitMQ takes no messages for now; waiting", errors.New(b.Reason))
 			} else {
 				a.full.over("RabbitMQ takes messages again")
+				since = time.Time{}
+			}
+		case <-look.C:
+			if !since.IsZero() && !blocked && time.Since(since) > a.confirmWithin {
+				return confirmed, fmt.Errorf("RabbitMQ at %s has taken no message for %s: is the queue full, or has it lost the other nodes of its cluster?",
+					l.node.addr, a.confirmWithin)
 			}
 		case <-a.ctx.Done():
 			return confirmed, a.ctx.Err()

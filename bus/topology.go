@@ -1,8 +1,9 @@
 package bus
 
 import (
+	"errors"
 	"fmt"
-	"hash/fnv"
+	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -24,24 +25,48 @@ func SamplesQueue(n int) string { return fmt.Sprintf("kvmeter.samples.%d", n) }
 // StoreQueue returns the queue from notifiers to central of partition n.
 func StoreQueue(n int) string { return fmt.Sprintf("kvmeter.store.%d", n) }
 
+// StagesQueue returns the queue of what transformers with memory get, from
+// notifiers to the one whose partition n is.
+func StagesQueue(n int) string { return fmt.Sprintf("kvmeter.stages.%d", n) }
+
+// MemoryQueue returns the queue of what the transformers of partition n remember;
+// see [Records].
+func MemoryQueue(n int) string { return fmt.Sprintf("kvmeter.memory.%d", n) }
+
+// NotifiersQueue is the queue whose consumers are the notifiers that share
+// partitions of stages: nothing is ever sent to it.
+const NotifiersQueue = "kvmeter.notifiers"
+
+// StagesKey returns the routing key of samples of a resource on their way to
+// transformers with memory, of the given number of partitions.
+func StagesKey(resource string, partitions int) string {
+	return fmt.Sprintf("stages.%d", Partition(resource, partitions))
+}
+
+func memoryKey(n int) string { return fmt.Sprintf("memory.%d", n) }
+
 // SamplesKey returns the routing key of a node's batches from agent to
 // notifier, of the given number of partitions.
 func SamplesKey(node string, partitions int) string {
-	return fmt.Sprintf("samples.%d", partition(node, partitions))
+	return fmt.Sprintf("samples.%d", Partition(node, partitions))
 }
 
 // StoreKey returns the routing key of a node's batches from notifier to
 // central, of the given number of partitions.
 func StoreKey(node string, partitions int) string {
-	return fmt.Sprintf("store.%d", partition(node, partitions))
+	return fmt.Sprintf("store.%d", Partition(node, partitions))
 }
 
-// partition is FNV-1a of the node's name modulo the partitions: part of the
-// contract, since a node's batches must keep their queue.
-func partition(node string, partitions int) uint32 {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(node)) // hash.Hash never returns an error
-	return h.Sum32() % uint32(max(1, partitions))
+// Partition is FNV-1a of a node's name or of a resource's id modulo the
+// partitions: part of the contract, since what belongs together must keep its
+// queue.
+func Partition(name string, partitions int) int {
+	const offset, prime = 2166136261, 16777619
+	h := uint32(offset)
+	for i := range len(name) {
+		h = (h ^ uint32(name[i])) * prime
+	}
+	return int(h % uint32(max(1, partitions)))
 }
 
 // deliveryLimit is how often RabbitMQ may hand out a message before it moves it
@@ -54,8 +79,9 @@ type binding struct {
 	args                 amqp.Table
 }
 
-// bindings returns the queues of the given number of partitions.
-func bindings(partitions int) []binding {
+// bindings returns the queues of the given number of partitions, and of as many
+// of transformers with memory.
+func bindings(partitions, stages int) []binding {
 	// Each of these could be set by policy as well (RabbitMQ 3.10,
 	// rabbit_quorum_queue:ra_machine_config). They are arguments because losing
 	// nothing must not depend on a policy that somebody remembers to set: for
@@ -97,23 +123,85 @@ func bindings(partitions int) []binding {
 			binding{StoreQueue(n), Exchange, fmt.Sprintf("store.%d", n), quorum(true)},
 		)
 	}
+	if stages > 0 {
+		bs = append(bs, binding{NotifiersQueue, Exchange, "notifiers", amqp.Table{"x-queue-type": "quorum"}})
+	}
+	for n := range stages {
+		bs = append(
+			bs,
+			binding{StagesQueue(n), Exchange, fmt.Sprintf("stages.%d", n), quorum(true)},
+			// Records are neither dropped for want of space nor moved to the dead
+			// letters: a full queue refuses them, and what they are about waits.
+			binding{MemoryQueue(n), Exchange, memoryKey(n), amqp.Table{
+				"x-queue-type": "quorum", "x-overflow": "reject-publish", "x-delivery-limit": int32(deliveryLimit),
+				"x-single-active-consumer": true,
+			}},
+		)
+	}
 	return bs
 }
 
 // declare makes what is missing of the topology.
-func declare(ch *amqp.Channel, partitions int) error {
+func declare(ch *amqp.Channel, partitions, stages int) error {
 	for _, name := range []string{Exchange, DeadLetterExchange} {
 		if err := ch.ExchangeDeclare(name, amqp.ExchangeTopic, true, false, false, false, nil); err != nil {
 			return fmt.Errorf("declare exchange %s: %w", name, err)
 		}
 	}
-	for _, b := range bindings(partitions) {
+	for _, b := range bindings(partitions, stages) {
 		if _, err := ch.QueueDeclare(b.queue, true, false, false, false, b.args); err != nil {
 			return fmt.Errorf("declare queue %s: %w", b.queue, err)
 		}
 		if err := ch.QueueBind(b.queue, b.key, b.exchange, false, nil); err != nil {
 			return fmt.Errorf("bind queue %s: %w", b.queue, err)
 		}
+	}
+	return nil
+}
+
+// ErrTopology is returned where something of the topology is missing that is
+// only checked.
+var ErrTopology = errors.New("topology: check makes nothing; let a user that may configure make it, such as a central with topology: declare")
+
+// check returns an error that names what is missing of the topology. A passive
+// declaration needs no permission, and tells nothing of arguments or bindings:
+// a message without a binding is returned when it is sent ([ErrUnroutable]).
+func check(conn *amqp.Connection, partitions, stages int) error {
+	var queues []string
+	for _, b := range bindings(partitions, stages) {
+		queues = append(queues, b.queue)
+	}
+	return passive(conn, []string{Exchange, DeadLetterExchange}, queues)
+}
+
+// passive returns an error that names what is missing of exchanges and queues.
+func passive(conn *amqp.Connection, exchanges, queues []string) error {
+	var gone []string
+	look := func(name string, f func(*amqp.Channel) error) error {
+		err := onChannel(conn, f)
+		if missing(err) {
+			gone = append(gone, name)
+			return nil
+		}
+		return err
+	}
+	for _, name := range exchanges {
+		if err := look("exchange "+name, func(ch *amqp.Channel) error {
+			return ch.ExchangeDeclarePassive(name, amqp.ExchangeTopic, true, false, false, false, nil)
+		}); err != nil {
+			return fmt.Errorf("check exchange %s: %w", name, err)
+		}
+	}
+	for _, name := range queues {
+		if err := look("queue "+name, func(ch *amqp.Channel) error {
+			_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
+			return err
+		}); err != nil {
+			return fmt.Errorf("check queue %s: %w", name, err)
+		}
+	}
+	if len(gone) > 0 {
+		return fmt.Errorf("there is no %s (%w)", strings.Join(gone, ", no "), ErrTopology)
 	}
 	return nil
 }

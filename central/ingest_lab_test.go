@@ -23,6 +23,7 @@ import (
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/central"
 	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/sample"
 	"github.com/kvmeter/kvmeter/test/lab"
 )
 
@@ -81,6 +82,10 @@ func (l *ledger) Append(_ context.Context, batches []store.Received) ([]store.St
 		select {}
 	}
 	return out, nil
+}
+
+func (l *ledger) AppendEvents(context.Context, []sample.Event) ([]store.Stored, error) {
+	return nil, errors.New("this test has no events")
 }
 
 // runIngest is the ingest as a process of its own.

@@ -78,6 +78,10 @@ func (f *fakeStore) Append(_ context.Context, batches []store.Received) ([]store
 	return out, nil
 }
 
+func (f *fakeStore) AppendEvents(context.Context, []sample.Event) ([]store.Stored, error) {
+	return nil, errors.New("this test has no events")
+}
+
 type rig struct {
 	t     *testing.T
 	local *bus.Local
@@ -212,7 +216,10 @@ func TestWhileTheStoreFailsNothingIsAckedAndItIsSaidOnce(t *testing.T) {
 // waiting is a bus on which these messages wait.
 type waiting []bus.Message
 
-func (ms waiting) Consume(ctx context.Context, _ string, _ int, handle bus.Handler) error {
+func (ms waiting) Consume(ctx context.Context, queue string, _ int, handle bus.Handler) error {
+	if queue == bus.EventsQueue {
+		return nil
+	}
 	var ds []*bus.Delivery
 	for _, m := range ms {
 		ds = append(ds, &bus.Delivery{Message: m})

@@ -4,104 +4,92 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/url"
-	"os"
-	"strings"
-	"syscall"
+	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kvmeter/kvmeter/central/client"
 )
 
-// DefaultEndpoint is where kvmeter's API listens unless it is told otherwise.
-const DefaultEndpoint = "http://127.0.0.1:8777"
-
-// EndpointEnv is the environment variable that names another API.
-const EndpointEnv = "KVMETER_ENDPOINT"
-
 // Options are what the program tells its commands.
 type Options struct {
-	Socket string   // default path of the agent's socket, for top
-	Others []string // where top also looks for an agent, in this order
+	Socket string   // default path of the agent's socket, for the commands that ask it
+	Others []string // where they also look for an agent, in this order
+	// DeadLetters adds to a command the flags that say where the broker is, and
+	// returns what opens its dead letters and what is to be called when they are
+	// done with. nil: there is no such command.
+	DeadLetters func(*cobra.Command) func() (DeadLetters, func(), error)
 }
 
-// Commands returns the user's commands. Errors are for the caller to print:
-// one sentence each.
-func Commands(o Options) []*cobra.Command {
-	return []*cobra.Command{
-		meterList(), sampleList(), sampleShow(), statistics(), resourceList(), resourceShow(), gapList(), top(o),
+// Add adds the user's commands to the program, in the group of that id. Errors
+// are for the caller to print: one sentence each.
+func Add(root *cobra.Command, group string, o Options) {
+	conn := newConnection()
+	// As in the original client, flags about the API may stand before the command.
+	conn.flags(root.PersistentFlags(), true)
+	commands := []*cobra.Command{
+		meterList(conn), sampleList(conn), sampleShow(conn), sampleCreate(conn), sampleCreateList(conn), querySamples(conn),
+		statistics(conn), resourceList(conn), resourceShow(conn),
+		eventList(conn), eventShow(conn), eventTypeList(conn), traitDescriptionList(conn), traitList(conn),
+		gapList(conn), usage(conn), capabilities(conn), top(o), crosscheck(o), hooks(o),
 	}
+	if o.DeadLetters != nil {
+		commands = append(commands, deadLetters(o))
+	}
+	for _, c := range commands {
+		c.GroupID = group
+		root.AddCommand(c)
+	}
+	root.AddCommand(openStackHelp())
 }
 
-// query is what the commands that ask the API have in common.
-type query struct {
-	endpoint string
-	output   output
+// asked asks the API and returns what is to be printed.
+type asked func(context.Context, *client.Client, []string) (*table, error)
+
+// listCommand is an apiCommand that may ask again and again.
+func listCommand(conn *connection, c cobra.Command, run asked) *cobra.Command {
+	return command(conn, &c, true, run)
 }
 
 // apiCommand makes a command that asks the API with run and prints the table
 // that it returns.
-func apiCommand(c cobra.Command, run func(context.Context, *client.Client, []string) (*table, error)) *cobra.Command {
-	q := &query{}
-	cmd := &c
+func apiCommand(conn *connection, c cobra.Command, run asked) *cobra.Command {
+	return command(conn, &c, false, run)
+}
+
+func command(conn *connection, cmd *cobra.Command, again bool, run asked) *cobra.Command {
+	var out output
 	cmd.SilenceUsage = true
-	cmd.Flags().StringVar(&q.endpoint, "endpoint", endpoint(), "`URL` of the API; "+EndpointEnv+" sets it as well")
-	cmd.Flags().StringVar(&q.endpoint, "os-endpoint", endpoint(), "")
-	if err := cmd.Flags().MarkHidden("os-endpoint"); err != nil {
-		panic(err) // the flag is defined one line above
+	conn.flags(cmd.Flags(), false)
+	out.flags(cmd)
+	if again {
+		cmd.Flags().DurationVar(&out.watch, "watch", 0, "ask again every so often, until Ctrl-C: --watch, or --watch=10s")
+		cmd.Flags().Lookup("watch").NoOptDefVal = "2s"
 	}
-	q.output.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := q.output.check(); err != nil {
+		if err := out.check(); err != nil {
 			return err
 		}
-		address := q.endpoint
-		if !strings.Contains(address, "://") {
-			address = "http://" + address
-		}
-		t, err := run(cmd.Context(), &client.Client{Endpoint: address}, args)
+		api, err := conn.open(cmd.Context(), cmd.ErrOrStderr())
 		if err != nil {
-			return explain(err, address)
-		}
-		if err := q.output.print(cmd.OutOrStdout(), t); err != nil {
 			return err
 		}
-		if t.cut {
-			cmd.PrintErrf("The API lists %d unless told otherwise, and there may be more: -l N lists N.\n", defaultLimit)
-		}
-		return nil
+		return out.repeat(cmd.Context(), cmd.OutOrStdout(), func(w io.Writer) error {
+			t, err := run(cmd.Context(), api, args)
+			if err != nil {
+				return explain(err, api.Endpoint)
+			}
+			if err := out.print(w, t); err != nil {
+				return err
+			}
+			if t.cut {
+				cmd.PrintErrf("The API lists %d unless told otherwise, and there may be more: -l N lists N.\n", defaultLimit)
+			}
+			return nil
+		})
 	}
 	return cmd
-}
-
-func endpoint() string {
-	if e := os.Getenv(EndpointEnv); e != "" {
-		return e
-	}
-	return DefaultEndpoint
-}
-
-// explain says what to do where the API could not be reached.
-func explain(err error, address string) error {
-	var unreachable *url.Error
-	if !errors.As(err, &unreachable) {
-		return err
-	}
-	if errors.Is(err, context.Canceled) {
-		return context.Canceled
-	}
-	return fmt.Errorf("cannot reach kvmeter's API at %s (%s): is `kvmeter up` or `kvmeter central` running? --endpoint or %s names another address", address, reason(unreachable.Err), EndpointEnv)
-}
-
-// reason returns the system's own words for an error where there are any.
-func reason(err error) string {
-	if errno := syscall.Errno(0); errors.As(err, &errno) {
-		return errno.Error()
-	}
-	return err.Error()
 }
 
 // oneID is the check of a command that wants one id.

@@ -67,7 +67,7 @@ func run(t *testing.T, endpoint string, args ...string) (string, error) {
 	t.Helper()
 	t.Setenv(EndpointEnv, endpoint)
 	root := &cobra.Command{Use: "kvmeter", SilenceErrors: true}
-	root.AddCommand(Commands(Options{Socket: "/run/kvmeter/agent.sock"})...)
+	Add(root, "", Options{Socket: "/run/kvmeter/agent.sock"})
 	var out bytes.Buffer
 	root.SetOut(&out)
 	root.SetErr(&out)
@@ -126,6 +126,9 @@ func TestCommandsPrintTheirTables(t *testing.T) {
 		"resource-show-json":   "resource-show dom-日本 -f json",
 		"gap-list":             "gap-list",
 		"gap-list-none":        "gap-list --start 2026-01-02",
+		"usage":                "usage --from 2026-01-01 --to 2026-01-02 --split flavor.name",
+		"usage-query":          "usage --from 2026-01-01 --to 2026-01-02 --project 7f2a -m cpu -f json",
+		"usage-total":          "usage --from 2026-01-01 --to 2026-01-02 -m cpu -m cpu_util --total",
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := run(t, url, strings.Fields(line)...)
@@ -159,7 +162,12 @@ func TestAListThatMayBeCutSaysSo(t *testing.T) {
 }
 
 func TestHelpTeachesByExample(t *testing.T) {
-	for _, cmd := range Commands(Options{Socket: "/run/kvmeter/agent.sock"}) {
+	root := &cobra.Command{Use: "kvmeter"}
+	Add(root, "", Options{Socket: "/run/kvmeter/agent.sock"})
+	for _, cmd := range root.Commands() {
+		if !cmd.Runnable() {
+			continue // a topic
+		}
 		t.Run(cmd.Name(), func(t *testing.T) {
 			got, err := run(t, "", cmd.Name(), "--help")
 			if err != nil {

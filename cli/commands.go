@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -51,11 +52,11 @@ func (l *limit) Set(s string) error {
 	return nil
 }
 
-func meterList() *cobra.Command {
+func meterList(conn *connection) *cobra.Command {
 	var q string
 	var l limit
 	var unique string
-	cmd := apiCommand(cobra.Command{
+	cmd := listCommand(conn, cobra.Command{
 		Use:   "meter-list",
 		Short: "List the meters of each resource",
 		Long:  "List the meters of each resource that has samples.\n" + queryHelp,
@@ -88,18 +89,20 @@ func meterList() *cobra.Command {
 	return cmd
 }
 
-func sampleList() *cobra.Command {
+func sampleList(conn *connection) *cobra.Command {
 	var q, meter string
 	var l limit
-	var long bool
-	cmd := apiCommand(cobra.Command{
+	var long, plot bool
+	cmd := listCommand(conn, cobra.Command{
 		Use:   "sample-list",
 		Short: "List samples, newest first",
 		Long:  "List samples, newest first: of one meter (-m) or of all.\n" + queryHelp,
 		Example: `  kvmeter sample-list -m cpu -l 10
   kvmeter sample-list -q 'resource=5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10;timestamp>2026-01-01'
   kvmeter sample-list -m cpu -q 'metadata.flavor.vcpus=integer::2' -f csv
-  kvmeter sample-list -m cpu --long`,
+  kvmeter sample-list -m cpu --long
+  kvmeter sample-list -m cpu -l 1000 --plot
+  kvmeter sample-list -m cpu -l 5 --watch`,
 		Args: noArgs,
 	}, func(ctx context.Context, c *client.Client, _ []string) (*table, error) {
 		terms, err := parseQuery(q)
@@ -117,6 +120,9 @@ func sampleList() *cobra.Command {
 		samples, err := ask(ctx, terms, int(l), long)
 		if err != nil {
 			return nil, err
+		}
+		if plot {
+			return plotSamples(samples), nil
 		}
 		if long {
 			columns = append(columns, "Origin", "Incarnation")
@@ -138,12 +144,13 @@ func sampleList() *cobra.Command {
 	limitFlag(cmd, &l)
 	cmd.Flags().StringVarP(&meter, "meter", "m", "", "name of the meter")
 	cmd.Flags().BoolVar(&long, "long", false, "show also who counted (origin) and which life of the\ndomain it is of (incarnation)")
+	cmd.Flags().BoolVar(&plot, "plot", false, "draw the samples over time, a line for each meter and\nresource; what only grows as its rate per second")
 	return cmd
 }
 
-func sampleShow() *cobra.Command {
+func sampleShow(conn *connection) *cobra.Command {
 	var long bool
-	cmd := apiCommand(cobra.Command{
+	cmd := apiCommand(conn, cobra.Command{
 		Use:     "sample-show ID",
 		Short:   "Show one sample",
 		Example: "  kvmeter sample-show 019b8f6e-9d2a-8c41-b1f0-3a5c7e910004\n  kvmeter sample-show 019b8f6e-9d2a-8c41-b1f0-3a5c7e910004 -f value -c volume",
@@ -176,11 +183,12 @@ func sampleShow() *cobra.Command {
 	return cmd
 }
 
-func statistics() *cobra.Command {
+func statistics(conn *connection) *cobra.Command {
 	var q, meter string
 	var period int64
 	var groups, aggregates []string
-	cmd := apiCommand(cobra.Command{
+	var plot bool
+	cmd := listCommand(conn, cobra.Command{
 		Use:   "statistics -m METER",
 		Short: "Show aggregates of a meter's samples",
 		Long: `Show aggregates of a meter's samples: of all that match, or of each period (-p)
@@ -193,7 +201,8 @@ the number of different values of resource_id, user_id, project_id or source.`,
 		Example: `  kvmeter statistics -m cpu_util
   kvmeter statistics -m cpu_util -p 3600 -q 'timestamp>=2026-01-01;timestamp<2026-01-02'
   kvmeter statistics -m cpu_util -g project_id -a avg -a max
-  kvmeter statistics -m cpu -a 'cardinality<-resource_id'`,
+  kvmeter statistics -m cpu -a 'cardinality<-resource_id'
+  kvmeter statistics -m cpu_util -p 300 -g resource_id --plot`,
 		Args: noArgs,
 	}, func(ctx context.Context, c *client.Client, _ []string) (*table, error) {
 		if meter == "" {
@@ -215,6 +224,9 @@ the number of different values of resource_id, user_id, project_id or source.`,
 		if err != nil {
 			return nil, err
 		}
+		if plot {
+			return plotStatistics(meter, rows, ask.Aggregates), nil
+		}
 		return statisticsTable(rows, groups, ask.Aggregates), nil
 	})
 	queryFlag(cmd, &q)
@@ -222,6 +234,7 @@ the number of different values of resource_id, user_id, project_id or source.`,
 	cmd.Flags().Int64VarP(&period, "period", "p", 0, "length of a period in seconds; 0: one for all")
 	cmd.Flags().StringArrayVarP(&groups, "groupby", "g", nil, "`FIELD` to group by: resource_id, project_id, user_id,\nsource or metadata.KEY; may be repeated")
 	cmd.Flags().StringArrayVarP(&aggregates, "aggregate", "a", nil, "`FUNC[<-PARAM]` to show, not the five usual ones;\nmay be repeated")
+	cmd.Flags().BoolVar(&plot, "plot", false, "draw the averages, or the first aggregate, over time:\na line for each group")
 	return cmd
 }
 
@@ -235,9 +248,8 @@ func statisticsTable(rows []client.Statistics, groups []string, aggregates []cli
 		columns = append(columns, "Max", "Min", "Avg", "Sum", "Count")
 	}
 	for _, a := range aggregates {
-		key, column := a.Func, strings.ToUpper(a.Func[:1])+a.Func[1:]
+		key, column := aggregateKey(a), strings.ToUpper(a.Func[:1])+a.Func[1:]
 		if a.Param != "" {
-			key += "/" + a.Param
 			column = key
 		}
 		if !slices.Contains(keys, key) {
@@ -266,6 +278,14 @@ func statisticsTable(rows []client.Statistics, groups []string, aggregates []cli
 	return t
 }
 
+// aggregateKey is an aggregate's key in the API's answer.
+func aggregateKey(a client.Aggregate) string {
+	if a.Param == "" {
+		return a.Func
+	}
+	return a.Func + "/" + a.Param
+}
+
 // group prints the values of the fields that were grouped by.
 func group(values map[string]*string) cell {
 	fields := make([]string, 0, len(values))
@@ -279,10 +299,10 @@ func group(values map[string]*string) cell {
 	return jsonCell(strings.Join(fields, ", "), values)
 }
 
-func resourceList() *cobra.Command {
+func resourceList(conn *connection) *cobra.Command {
 	var q string
 	var l limit
-	cmd := apiCommand(cobra.Command{
+	cmd := listCommand(conn, cobra.Command{
 		Use:   "resource-list",
 		Short: "List the resources that have samples",
 		Long:  "List the resources that have samples: domains, and their disks and NICs.\n" + queryHelp,
@@ -310,8 +330,8 @@ func resourceList() *cobra.Command {
 	return cmd
 }
 
-func resourceShow() *cobra.Command {
-	return apiCommand(cobra.Command{
+func resourceShow(conn *connection) *cobra.Command {
+	return apiCommand(conn, cobra.Command{
 		Use:     "resource-show ID",
 		Short:   "Show one resource",
 		Example: "  kvmeter resource-show 5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10\n  kvmeter resource-show 5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10 -f json",
@@ -331,10 +351,10 @@ func resourceShow() *cobra.Command {
 	})
 }
 
-func gapList() *cobra.Command {
+func gapList(conn *connection) *cobra.Command {
 	var start, end string
 	var l limit
-	cmd := apiCommand(cobra.Command{
+	cmd := listCommand(conn, cobra.Command{
 		Use:   "gap-list",
 		Short: "List the times for which numbers are missing, and why",
 		Long: `List the times for which numbers are missing, and why, newest first. A meter
@@ -379,11 +399,13 @@ func show(properties []property) *table {
 
 // cell is a value of a table: as people read it, and as JSON.
 type cell struct {
-	text string
-	json json.RawMessage
+	text   string
+	json   json.RawMessage
+	nested *table   // drawn where there is room, in place of the text
+	list   []string // lines, in place of the text
 }
 
-var null = cell{"None", json.RawMessage("null")}
+var null = cell{text: "None", json: json.RawMessage("null")}
 
 func (c cell) null() bool { return string(c.json) == "null" }
 
@@ -402,8 +424,10 @@ func number(n json.Number) cell {
 	if n == "" {
 		return null
 	}
-	return cell{n.String(), json.RawMessage(n)}
+	return cell{text: n.String(), json: json.RawMessage(n)}
 }
+
+func uintCell(n uint64) cell { return number(json.Number(strconv.FormatUint(n, 10))) }
 
 // object prints a JSON object with a blank after each comma and colon, so that
 // it wraps well.
@@ -419,4 +443,4 @@ func object(o map[string]string) cell {
 	return jsonCell("{"+strings.Join(keys, ", ")+"}", o)
 }
 
-func jsonCell(text string, value any) cell { return cell{text, encode(value)} }
+func jsonCell(text string, value any) cell { return cell{text: text, json: encode(value)} }

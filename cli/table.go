@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -23,7 +25,8 @@ type table struct {
 	columns []string
 	rows    [][]cell
 	single  bool
-	cut     bool // there may be more rows than these
+	cut     bool                                // there may be more rows than these
+	chart   func(width int, colour bool) string // drawn in place of a table of rows
 }
 
 func newTable(columns ...string) *table { return &table{columns: columns} }
@@ -34,6 +37,7 @@ func (t *table) add(row ...cell) { t.rows = append(t.rows, row) }
 type output struct {
 	format  string
 	columns []string
+	watch   time.Duration // between two askings; 0: one only
 }
 
 var formats = []string{"table", "json", "csv", "value"}
@@ -65,10 +69,45 @@ func (o *output) print(w io.Writer, t *table) error {
 	case "value":
 		b = t.appendValues(nil)
 	default:
-		b = t.append(nil, terminalWidth(w))
+		if width := terminalWidth(w); t.chart != nil {
+			b = []byte(t.chart(width, width > 0))
+		} else {
+			b = t.append(nil, width)
+		}
 	}
 	_, err = w.Write(b)
 	return err
+}
+
+// repeat prints once or, where it is to watch, until ctx ends: on a terminal over
+// what it has printed before.
+func (o *output) repeat(ctx context.Context, w io.Writer, show func(io.Writer) error) error {
+	if o.watch == 0 {
+		return show(w)
+	}
+	if o.watch < 100*time.Millisecond {
+		return fmt.Errorf("--watch=%s: at least 100ms", o.watch)
+	}
+	again := time.NewTicker(o.watch)
+	defer again.Stop()
+	for {
+		if terminalWidth(w) > 0 {
+			if _, err := io.WriteString(w, "\x1b[H\x1b[2J"); err != nil {
+				return err
+			}
+		}
+		if err := show(w); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // choose returns the table with only the named columns, in that order. Case
@@ -194,7 +233,7 @@ func (t *table) append(dst []byte, width int) []byte {
 	if t.single {
 		return t.properties(0, "Property").appendGrid(dst, width)
 	}
-	if t.fits(width) {
+	if t.nests(width) || t.fits(width) {
 		return t.appendGrid(dst, width)
 	}
 	for r := range t.rows {
@@ -216,25 +255,73 @@ func (t *table) fits(width int) bool {
 	return width == 0 || total <= width || len(t.rows) == 0
 }
 
+// nests reports whether nested tables can be drawn without being narrowed.
+func (t *table) nests(width int) bool {
+	if width == 0 {
+		return true
+	}
+	total := 1
+	for i, c := range t.columns {
+		w := runewidth.StringWidth(c)
+		for _, row := range t.rows {
+			for _, line := range row[i].lines(true) {
+				w = max(w, runewidth.StringWidth(line))
+			}
+			if t.single && row[i].nested == nil {
+				w = min(w, showWidth)
+			}
+		}
+		total += w + 3
+	}
+	return total <= width
+}
+
+// lines are what is printed of a cell before it is wrapped.
+func (c *cell) lines(nest bool) []string {
+	if nest && c.nested != nil {
+		return strings.Split(strings.TrimSuffix(string(c.nested.appendGrid(nil, 0)), "\n"), "\n")
+	}
+	if c.list != nil {
+		all := make([]string, len(c.list))
+		for i, line := range c.list {
+			all[i] = printable(line)
+		}
+		return all
+	}
+	return []string{printable(c.text)}
+}
+
 func (t *table) appendGrid(dst []byte, width int) []byte {
-	cells := make([][]string, len(t.rows))
+	cells := make([][][]string, len(t.rows))
+	nest := t.nests(width)
 	widths := make([]int, len(t.columns))
 	for i, c := range t.columns {
 		widths[i] = runewidth.StringWidth(c)
 	}
 	for r, row := range t.rows {
-		cells[r] = make([]string, len(row))
-		for i, c := range row {
-			cells[r][i] = printable(c.text)
-			widths[i] = max(widths[i], runewidth.StringWidth(cells[r][i]))
+		cells[r] = make([][]string, len(row))
+		for i := range row {
+			cells[r][i] = row[i].lines(nest)
+			for _, line := range cells[r][i] {
+				widths[i] = max(widths[i], runewidth.StringWidth(line))
+			}
 		}
 	}
 	if t.single {
 		widths[1] = min(widths[1], showWidth)
+		for _, row := range t.rows {
+			if row[1].nested != nil && nest {
+				widths[1] = max(widths[1], runewidth.StringWidth(row[1].lines(true)[0]))
+			}
+		}
 	}
 	fit(widths, width)
 	dst = appendBorder(dst, widths)
-	dst = appendRow(dst, t.columns, widths)
+	titles := make([][]string, len(t.columns))
+	for i, c := range t.columns {
+		titles[i] = []string{c}
+	}
+	dst = appendRow(dst, titles, widths)
 	dst = appendBorder(dst, widths)
 	for _, row := range cells {
 		dst = appendRow(dst, row, widths)
@@ -287,11 +374,13 @@ func appendBorder(dst []byte, widths []int) []byte {
 	return append(dst, "+\n"...)
 }
 
-func appendRow(dst []byte, row []string, widths []int) []byte {
+func appendRow(dst []byte, row [][]string, widths []int) []byte {
 	lines := make([][]string, len(row))
 	height := 1
-	for i, s := range row {
-		lines[i] = wrap(s, widths[i])
+	for i, cell := range row {
+		for _, s := range cell {
+			lines[i] = append(lines[i], wrap(s, widths[i])...)
+		}
 		height = max(height, len(lines[i]))
 	}
 	for n := range height {

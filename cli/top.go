@@ -31,7 +31,7 @@ type topFlags struct {
 
 func top(o Options) *cobra.Command {
 	var f topFlags
-	var socket string
+	socket := o.Socket
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Watch the domains of this host live",
@@ -63,9 +63,7 @@ after the other.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
-			if f.sockets = []string{socket}; !cmd.Flags().Changed("socket") {
-				f.sockets = append(f.sockets, o.Others...)
-			}
+			f.sockets = o.sockets(cmd, socket)
 			agent := client.Client{Path: answered(f.sockets)}
 			out, isFile := cmd.OutOrStdout().(*os.File)
 			tty := isFile && term.IsTerminal(int(out.Fd())) && term.IsTerminal(int(os.Stdin.Fd()))
@@ -75,12 +73,26 @@ after the other.`,
 			return watchPlain(ctx, agent, cmd.OutOrStdout(), f)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", o.Socket, "socket of the agent")
+	socketFlag(cmd, &socket)
 	cmd.Flags().DurationVar(&f.interval, "interval", time.Second, "time between two readings")
 	cmd.Flags().IntVarP(&f.times, "times", "n", 0, "print `N` tables and end; 0: no end")
 	cmd.Flags().BoolVar(&f.once, "once", false, "print one table and end")
 	cmd.Flags().StringVarP(&f.format, "format", "f", "table", "`FORMAT`: table, or json (an object a line)")
 	return cmd
+}
+
+// socketFlag lets the user say which agent to ask.
+func socketFlag(cmd *cobra.Command, socket *string) {
+	cmd.Flags().StringVar(socket, "socket", *socket, "socket of the agent")
+}
+
+// sockets returns where to look for an agent: at the socket alone if the user
+// named it.
+func (o Options) sockets(cmd *cobra.Command, socket string) []string {
+	if cmd.Flags().Changed("socket") {
+		return []string{socket}
+	}
+	return append([]string{socket}, o.Others...)
 }
 
 // answered returns the first socket that somebody listens at or that is not

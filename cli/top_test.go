@@ -139,12 +139,7 @@ func TestSortGoesRoundTheColumns(t *testing.T) {
 // fakeAgent answers as an agent does, and ends a watch after some snapshots.
 func fakeAgent(t *testing.T, snapshots int) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "agent.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return listen(t, func(w http.ResponseWriter, r *http.Request) {
 		every, err := time.ParseDuration(r.URL.Query().Get("watch"))
 		if err != nil {
 			every, snapshots = 0, 1
@@ -160,7 +155,18 @@ func fakeAgent(t *testing.T, snapshots int) string {
 		if every > 0 && snapshots == 0 {
 			<-r.Context().Done()
 		}
-	})}}
+	})
+}
+
+// listen answers on a socket, whose path it returns.
+func listen(t *testing.T, answer http.HandlerFunc) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: answer}}
 	s.Start()
 	t.Cleanup(s.Close)
 	return path

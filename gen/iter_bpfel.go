@@ -24,10 +24,9 @@ type IterUsage struct {
 	_                   structs.HostLayout
 	RunNs               [5]uint64
 	SliceNs             [5]uint64
+	WaitNs              [5]uint64
+	Switches            [5]uint64
 	ExitedNs            uint64
-	VcpuWaitNs          uint64
-	WaitNs              uint64
-	Switches            uint64
 	ReadBytes           uint64
 	WriteBytes          uint64
 	CancelledWriteBytes uint64
@@ -38,7 +37,20 @@ type IterUsage struct {
 	Status              uint32
 	Retries             uint32
 	Fields              uint32
-	Pad                 uint32
+	FirstVcpu           uint32
+	VcpuNumber          uint32
+	Running             uint32
+}
+
+type IterVcpu struct {
+	_        structs.HostLayout
+	Slot     uint32
+	Tid      uint32
+	Number   uint64
+	SliceNs  uint64
+	RunNs    uint64
+	WaitNs   uint64
+	Switches uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -47,6 +59,7 @@ type IterUsage struct {
 const (
 	IterMapSlots  = "slots"
 	IterMapUsages = "usages"
+	IterMapVcpus  = "vcpus"
 	IterProgIter  = "iter"
 )
 
@@ -101,6 +114,7 @@ type IterProgramSpecs struct {
 type IterMapSpecs struct {
 	Slots  *ebpf.MapSpec `ebpf:"slots"`
 	Usages *ebpf.MapSpec `ebpf:"usages"`
+	Vcpus  *ebpf.MapSpec `ebpf:"vcpus"`
 }
 
 // IterVariableSpecs contains global variables before they are loaded into the kernel.
@@ -131,12 +145,14 @@ func (o *IterObjects) Close() error {
 type IterMaps struct {
 	Slots  *ebpf.Map `ebpf:"slots"`
 	Usages *ebpf.Map `ebpf:"usages"`
+	Vcpus  *ebpf.Map `ebpf:"vcpus"`
 }
 
 func (m *IterMaps) Close() error {
 	return _IterClose(
 		m.Slots,
 		m.Usages,
+		m.Vcpus,
 	)
 }
 

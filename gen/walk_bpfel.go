@@ -20,14 +20,21 @@ type WalkRequest struct {
 	StartTicks uint64
 }
 
+type WalkRun struct {
+	_     structs.HostLayout
+	Count uint32
+	Known uint32
+	Fresh uint32
+	Pad   uint32
+}
+
 type WalkUsage struct {
 	_                   structs.HostLayout
 	RunNs               [5]uint64
 	SliceNs             [5]uint64
+	WaitNs              [5]uint64
+	Switches            [5]uint64
 	ExitedNs            uint64
-	VcpuWaitNs          uint64
-	WaitNs              uint64
-	Switches            uint64
 	ReadBytes           uint64
 	WriteBytes          uint64
 	CancelledWriteBytes uint64
@@ -38,16 +45,33 @@ type WalkUsage struct {
 	Status              uint32
 	Retries             uint32
 	Fields              uint32
-	Pad                 uint32
+	FirstVcpu           uint32
+	VcpuNumber          uint32
+	Running             uint32
+}
+
+type WalkVcpu struct {
+	_        structs.HostLayout
+	Slot     uint32
+	Tid      uint32
+	Number   uint64
+	SliceNs  uint64
+	RunNs    uint64
+	WaitNs   uint64
+	Switches uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	WalkMapRequests = "requests"
-	WalkMapUsages   = "usages"
-	WalkProgWalk    = "walk"
+	WalkMapMarks     = "marks"
+	WalkMapProcesses = "processes"
+	WalkMapRequests  = "requests"
+	WalkMapThreads   = "threads"
+	WalkMapUsages    = "usages"
+	WalkMapVcpus     = "vcpus"
+	WalkProgWalk     = "walk"
 )
 
 // LoadWalk returns the embedded CollectionSpec for Walk.
@@ -99,8 +123,12 @@ type WalkProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type WalkMapSpecs struct {
-	Requests *ebpf.MapSpec `ebpf:"requests"`
-	Usages   *ebpf.MapSpec `ebpf:"usages"`
+	Marks     *ebpf.MapSpec `ebpf:"marks"`
+	Processes *ebpf.MapSpec `ebpf:"processes"`
+	Requests  *ebpf.MapSpec `ebpf:"requests"`
+	Threads   *ebpf.MapSpec `ebpf:"threads"`
+	Usages    *ebpf.MapSpec `ebpf:"usages"`
+	Vcpus     *ebpf.MapSpec `ebpf:"vcpus"`
 }
 
 // WalkVariableSpecs contains global variables before they are loaded into the kernel.
@@ -129,14 +157,22 @@ func (o *WalkObjects) Close() error {
 //
 // It can be passed to LoadWalkObjects or ebpf.CollectionSpec.LoadAndAssign.
 type WalkMaps struct {
-	Requests *ebpf.Map `ebpf:"requests"`
-	Usages   *ebpf.Map `ebpf:"usages"`
+	Marks     *ebpf.Map `ebpf:"marks"`
+	Processes *ebpf.Map `ebpf:"processes"`
+	Requests  *ebpf.Map `ebpf:"requests"`
+	Threads   *ebpf.Map `ebpf:"threads"`
+	Usages    *ebpf.Map `ebpf:"usages"`
+	Vcpus     *ebpf.Map `ebpf:"vcpus"`
 }
 
 func (m *WalkMaps) Close() error {
 	return _WalkClose(
+		m.Marks,
+		m.Processes,
 		m.Requests,
+		m.Threads,
 		m.Usages,
+		m.Vcpus,
 	)
 }
 

@@ -5,10 +5,12 @@ package notifier_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -67,8 +69,11 @@ func runNotifier() {
 		panic(err)
 	}
 	lives, _ := strconv.Atoi(os.Getenv("PUBLISHES"))
+	cfg.EventPipeline = os.Getenv("EVENTS")
+	cfg.Notifications.Enabled, cfg.Notifications.Exchanges = cfg.EventPipeline != "", []string{"nova"}
 	n, err := notifier.New(cfg, notifier.Deps{
 		Log: zap.NewExample(), Consumer: b, Publisher: &mortal{Publisher: b, left: lives}, Keys: keys, Publishers: all.Publishers,
+		Subscribers: []bus.Subscriber{b},
 	})
 	if err != nil {
 		panic(err)
@@ -127,26 +132,10 @@ func TestANotifierKilledBetweenPublishAndAckCostsOnlyDuplicates(t *testing.T) {
 		if deaths == 6 {
 			lives = 0 // the last one stays alive
 		}
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "NOTIFIER_TEST_CHILD=1", "URL="+broker.URL(), "PIPELINE="+pipeline, fmt.Sprint("PUBLISHES=", lives))
-		var out bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
+		if child(t, lives, "URL="+broker.URL(), "PIPELINE="+pipeline); lives == 0 {
+			break
 		}
-		if lives > 0 {
-			var exit *exec.ExitError
-			if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-				t.Fatalf("the notifier ended with %v\n%s", err, &out)
-			}
-			deaths++
-			continue
-		}
-		defer func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}()
-		break
+		deaths++
 	}
 	deadline := time.Now().Add(60 * time.Second)
 	for {
@@ -179,6 +168,80 @@ func TestANotifierKilledBetweenPublishAndAckCostsOnlyDuplicates(t *testing.T) {
 	t.Logf("%d batches, killed %d times: %d messages, and %d of them again", batches, deaths, len(got), duplicates)
 	if duplicates == 0 {
 		t.Error("no duplicates: it was not killed between publish and ack")
+	}
+}
+
+// TestEventsOfABatchThatIsDeliveredAgainAreTheSame kills notifiers that have
+// published a batch and not acked it.
+func TestEventsOfABatchThatIsDeliveredAgainAreTheSame(t *testing.T) {
+	broker, err := lab.Start(t, lab.Options{}).RabbitMQ(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := bus.NewAMQP(bus.Config{URL: broker.URL()}, t.Name(), zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	in := hardware()
+	if err := b.Publish(t.Context(), sealed(t, in)); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "events")
+	events := write(t, "sources: [{name: s, events: ['*'], sinks: [k]}]\nsinks: [{name: k, publishers: ['file://"+file+"?json']}]")
+	for _, lives := range []int{1, 1, 1, 1, 1, 0} { // a kill may come before the events are written, but not each
+		child(t, lives, "URL="+broker.URL(), "PIPELINE=", "EVENTS="+events)
+	}
+	got := map[string]int{}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(got)
+		for line := range bytes.Lines(data) {
+			var e struct {
+				ID string `json:"message_id"`
+			}
+			if json.Unmarshal(line, &e) == nil { // a kill may leave a part of a line
+				got[e.ID]++
+			}
+		}
+		if len(got) == 3 && got[in.ID.Sample(0).String()] > 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("events by id %v after 30 s, want three ids, delivered again", got)
+		}
+	}
+	for i := range 3 {
+		if id := in.ID.Sample(i).String(); got[id] == 0 {
+			t.Errorf("events by id %v, want one with %s", got, id)
+		}
+	}
+}
+
+// child starts a notifier as a process of its own. It dies after it has published
+// so many times, for which child waits; 0: it lives until the test ends.
+func child(t *testing.T, lives int, env ...string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), "NOTIFIER_TEST_CHILD=1", fmt.Sprint("PUBLISHES=", lives)), env...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if lives == 0 {
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+		return
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Fatalf("the notifier ended with %v\n%s", err, &out)
 	}
 }
 

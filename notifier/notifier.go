@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -17,8 +15,10 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/kvmeter/kvmeter/bus"
+	"github.com/kvmeter/kvmeter/notifier/conversion"
 	"github.com/kvmeter/kvmeter/notifier/pipeline"
 	"github.com/kvmeter/kvmeter/notifier/publisher"
+	"github.com/kvmeter/kvmeter/notifier/spool"
 	"github.com/kvmeter/kvmeter/sample"
 )
 
@@ -27,31 +27,42 @@ type Deps struct {
 	Log        *zap.Logger
 	Consumer   bus.Consumer
 	Publisher  bus.Publisher
-	Keys       sample.Keys           // of the nodes, and the notifier's own
+	Keys       bus.Keys              // of the nodes, and the notifier's own
+	AMQP       bus.Config            // the broker of publishers that name none
 	Publishers []publisher.Scheme    // what pipeline.yaml may name
 	Registry   prometheus.Registerer // nil: no metrics
+	// Memory and Counter are for partitions of stages: who keeps what they remember,
+	// and who knows how many consumers a queue has.
+	Memory  bus.RecordKeeper
+	Counter interface {
+		Consumers(ctx context.Context, queue string) (int, error)
+	}
+	// Subscribers are the brokers of OpenStack's services.
+	Subscribers []bus.Subscriber
 }
 
 // Notifier is the daemon.
 type Notifier struct {
-	cfg      Config
+	cfg      Config // as it started
 	deps     Deps
 	log      *zap.Logger
 	refusals *zap.Logger // of single batches, sampled
-	pipe     *pipeline.Config
-	targets  []target
 	m        metrics
-}
 
-// target is a publisher with its name in metrics and errors.
-type target struct {
-	publisher.Publisher
-	name string
+	// mu is held for reading while deliveries are handled, and for writing while a
+	// reload puts another setup in place.
+	mu        sync.RWMutex
+	setup     *setup
+	memory    *memory // of what sinks that look back remember, unless partitions keep it
+	scatterer scatterer
 }
 
 // New reads the pipeline and opens its publishers. Whatever error it returns
 // says what to change, and where.
 func New(cfg Config, d Deps) (*Notifier, error) {
+	if d.Keys == nil {
+		d.Keys = sample.Keys{}
+	}
 	n := &Notifier{cfg: cfg, deps: d, log: d.Log, m: newMetrics()}
 	n.refusals = d.Log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(c, time.Minute, 10, 1000)
@@ -59,140 +70,181 @@ func New(cfg Config, d Deps) (*Notifier, error) {
 	if err := n.m.register(d.Registry); err != nil {
 		return nil, fmt.Errorf("notifier: %w", err)
 	}
-	data, err := os.ReadFile(cfg.Pipeline)
-	switch file := cfg.Pipeline; {
-	case file == "" || errors.Is(err, fs.ErrNotExist):
-		if file != "" {
-			n.log.Info("no pipeline file; everything goes to the store", zap.String("file", file))
-		}
-		n.pipe, err = pipeline.Load("the built-in pipeline", []byte(pipeline.Default))
-	case err == nil:
-		n.pipe, err = pipeline.Load(file, data)
+	if cfg.StagePartitions < 0 {
+		return nil, fmt.Errorf("stage_partitions: %d is no number of queues; 0 keeps all state in this notifier", cfg.StagePartitions)
 	}
+	if cfg.StagePartitions > 0 && (d.Memory == nil || d.Counter == nil) {
+		return nil, errors.New("stage_partitions: what transformers remember is kept in RabbitMQ; `kvmeter notifier` has it")
+	}
+	var err error
+	if n.scatterer.enc, err = sample.NewEncoder(); err != nil {
+		return nil, err
+	}
+	s, err := n.newSetup(cfg, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := n.open(); err != nil {
-		return nil, errors.Join(err, n.Close())
+	n.setup = s
+	if n.memory, err = n.openMemory(s); err != nil {
+		return nil, errors.Join(err, s.close(nil))
 	}
 	return n, nil
-}
-
-// open opens the publishers.
-func (n *Notifier) open() error {
-	signs := make([]bool, len(n.pipe.Targets))
-	var errs []error
-	for i, t := range n.pipe.Targets {
-		scheme, err := n.scheme(t.URL.Scheme)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", t.Where, err))
-			continue
-		}
-		signs[i] = scheme.Signs
-		p, err := scheme.New(t.URL, publisher.Deps{
-			Log: n.log, Bus: n.deps.Publisher, Name: n.cfg.Name,
-			Secret: n.deps.Keys[n.cfg.Name], Partitions: n.cfg.Partitions,
-		})
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: publisher %s: %w", t.Where, t.Name, err))
-			continue
-		}
-		n.targets = append(n.targets, target{p, t.Name})
-	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
-	if n.cfg.AllowUnsigned || len(n.deps.Keys[n.cfg.Name]) > 0 {
-		return nil
-	}
-	for _, p := range n.pipe.Pipelines {
-		for _, t := range p.Targets {
-			if signs[t] && !p.Meters.All() {
-				return fmt.Errorf("%s: pipeline %s passes only some meters to %s, and such batches are signed by the notifier: put a key named %s.key among the keys, here and at central",
-					n.pipe.Targets[t].Where, p.Name, n.targets[t].name, n.cfg.Name)
-			}
-		}
-	}
-	return nil
-}
-
-func (n *Notifier) scheme(name string) (publisher.Scheme, error) {
-	var names []string
-	for _, s := range n.deps.Publishers {
-		if s.Name == name {
-			return s, nil
-		}
-		names = append(names, s.Name+"://")
-	}
-	return publisher.Scheme{}, fmt.Errorf("there is no publisher %s://; there are %v", name, names)
 }
 
 // Run consumes until ctx ends.
 func (n *Notifier) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	partitions := max(1, n.cfg.Partitions)
-	ended := make(chan error, partitions)
-	for i := range partitions {
-		dec, err := sample.NewDecoder()
+	var consumers []func() error
+	for i := range max(1, n.cfg.Partitions) {
+		opener, err := n.newOpener()
 		if err != nil {
 			return err
 		}
-		w := &worker{
-			n:        n,
-			opener:   bus.Opener{Keys: n.deps.Keys, AllowUnsigned: n.cfg.AllowUnsigned, Decoder: dec},
-			splitter: pipeline.NewSplitter(n.pipe, n.cfg.Name),
+		w := &worker{n: n}
+		w.open = func(d *bus.Delivery) { w.batch(opener, d) }
+		consumers = append(consumers, func() error {
+			return n.deps.Consumer.Consume(ctx, bus.SamplesQueue(i), max(1, n.cfg.Prefetch), w.handle)
+		})
+	}
+	if n.cfg.Notifications.Enabled {
+		for _, from := range n.deps.Subscribers {
+			for _, s := range n.cfg.Notifications.subscriptions() {
+				consumers = append(consumers, func() error { return n.listen(ctx, from, s) })
+			}
 		}
+	}
+	if n.cfg.StagePartitions > 0 {
+		owners, err := n.owners()
+		if err != nil {
+			return err
+		}
+		consumers = append(consumers, func() error { return owners.run(ctx) })
+	}
+	ended := make(chan error, len(consumers))
+	for _, consume := range consumers {
 		go func() {
-			ended <- n.deps.Consumer.Consume(ctx, bus.SamplesQueue(i), max(1, n.cfg.Prefetch), w.handle)
+			ended <- consume()
 			cancel()
 		}()
 	}
 	var errs []error
-	for range partitions {
+	for range consumers {
 		errs = append(errs, <-ended)
 	}
 	return errors.Join(errs...)
 }
 
+// newOpener returns what verifies and decodes the messages of one queue.
+func (n *Notifier) newOpener() (*bus.Opener, error) {
+	dec, err := sample.NewDecoder()
+	if err != nil {
+		return nil, err
+	}
+	return &bus.Opener{Keys: n.deps.Keys, Relays: append([]string{n.cfg.Name}, n.cfg.Relays...), AllowUnsigned: n.cfg.AllowUnsigned, Decoder: dec}, nil
+}
+
 // Close closes the publishers. It is called after Run has returned.
-func (n *Notifier) Close() error {
-	var errs []error
-	for _, t := range n.targets {
-		if err := t.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("close %s: %w", t.name, err))
+func (n *Notifier) Close() error { return errors.Join(n.setup.close(nil), n.memory.close()) }
+
+// worker handles the batches or notifications of one queue.
+type worker struct {
+	n *Notifier
+	// open reads a delivery and sets its State to its work, or rejects it.
+	open  func(*bus.Delivery)
+	owner *owner // of the queue, if that is one of a partition of stages
+
+	// What follows from the setup at hand.
+	setup     *setup
+	memory    *memory
+	splitter  *pipeline.Splitter
+	converter *conversion.Converter // of notifications
+}
+
+// work is the state of a delivery that was opened: by target, what it has not
+// taken yet, and why it never will.
+type work struct {
+	setup   *setup
+	id      sample.BatchID // of what sinks that look back have got
+	parts   [][]publisher.Part
+	events  [][]*sample.Event
+	refused []error
+	scatter []publisher.Part // what is for those who keep the state
+}
+
+func (w *worker) newWork(id sample.BatchID) *work {
+	n := len(w.setup.targets)
+	return &work{setup: w.setup, id: id, parts: make([][]publisher.Part, n), events: make([][]*sample.Event, n), refused: make([]error, n)}
+}
+
+// move makes the work one of another setup. What is for a publisher that is there
+// no more is done with.
+func (job *work) move(to *setup) {
+	old := *job
+	*job = work{setup: to, id: old.id, scatter: old.scatter}
+	n := len(to.targets)
+	job.parts, job.events, job.refused = make([][]publisher.Part, n), make([][]*sample.Event, n), make([]error, n)
+	for t, target := range to.targets {
+		if i := slices.Index(old.setup.targets, target); i >= 0 {
+			job.parts[t], job.events[t], job.refused[t] = old.parts[i], old.events[i], old.refused[i]
 		}
 	}
-	return errors.Join(errs...)
 }
 
-// worker handles the batches of one queue.
-type worker struct {
-	n        *Notifier
-	opener   bus.Opener
-	splitter *pipeline.Splitter
+// renew takes over the setup at hand.
+func (w *worker) renew(ctx context.Context) error {
+	if w.owner != nil {
+		if err := w.owner.renew(ctx); err != nil {
+			return err
+		}
+		w.setup = w.n.setup
+		return nil
+	}
+	if w.setup == w.n.setup {
+		return nil
+	}
+	w.setup, w.memory = w.n.setup, w.n.memory
+	w.splitter = pipeline.NewSplitter(w.memory.keeper, w.n.cfg.StagePartitions)
+	if w.setup.definitions != nil {
+		w.converter = conversion.NewConverter(w.setup.definitions)
+	}
+	return nil
 }
 
-// work is the state of a delivery that was opened.
-type work struct {
-	parts   [][]publisher.Part // by target: what it has not taken yet
-	refused error              // by a publisher, for good
-}
-
-// handle is a [bus.Handler]. Publishers that have taken a batch do not get it
-// again while others fail.
+// handle is a [bus.Handler]. Publishers that have taken what a delivery gives do
+// not get it again while others fail.
 func (w *worker) handle(ctx context.Context, ds []*bus.Delivery) error {
+	if w.owner != nil {
+		if err := w.owner.take(ctx); err != nil {
+			return err
+		}
+	}
+	w.n.mu.RLock()
+	defer w.n.mu.RUnlock()
+	if err := w.renew(ctx); err != nil {
+		return err
+	}
 	jobs := make([]*work, 0, len(ds))
 	kept := make([]*bus.Delivery, 0, len(ds))
 	for _, d := range ds {
 		if d.State == nil {
 			w.open(d)
+			if err := w.memory.commitMany(ctx); err != nil {
+				return err
+			}
 		}
 		if job, ok := d.State.(*work); ok {
+			if job.setup != w.setup {
+				job.move(w.setup)
+			}
 			jobs, kept = append(jobs, job), append(kept, d)
 		}
 	}
-	errs := make([]error, len(w.n.targets))
+	// What was made of them is recorded before anybody sees it.
+	if err := w.memory.commit(ctx); err != nil {
+		return err
+	}
+	errs := make([]error, len(w.setup.targets), len(w.setup.targets)+1)
 	if len(errs) == 1 {
 		errs[0] = w.publish(ctx, 0, jobs)
 	} else {
@@ -202,36 +254,33 @@ func (w *worker) handle(ctx context.Context, ds []*bus.Delivery) error {
 		}
 		wg.Wait()
 	}
-	for t, err := range errs {
-		var refusal *publisher.Refusal
-		if !errors.As(err, &refusal) {
-			continue
-		}
-		if job := owner(jobs, t, refusal.Part); job != nil {
-			job.refused = fmt.Errorf("%s: %w", w.n.targets[t].name, refusal.Err)
-		}
-	}
+	errs = append(errs, w.n.scatter(ctx, jobs))
 	for i, job := range jobs {
-		for t, err := range errs {
-			if err == nil {
-				job.parts[t] = nil
-			}
-		}
-		switch {
-		case job.refused != nil:
-			w.refuse(kept[i], job.refused)
-		case !slices.ContainsFunc(job.parts, func(ps []publisher.Part) bool { return len(ps) > 0 }):
+		if refused := errors.Join(job.refused...); refused != nil {
+			w.refuse(kept[i], refused, bus.Reason(refused))
+		} else if job.taken() {
+			w.memory.keeper.Taken(job.id)
 			kept[i].Ack()
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// open verifies a delivery and splits its batch; a bad one is rejected.
-func (w *worker) open(d *bus.Delivery) {
-	b, err := w.opener.Open(&d.Message)
+// taken reports whether nothing is left to publish.
+func (job *work) taken() bool {
+	for t := range job.parts {
+		if len(job.parts[t]) > 0 || len(job.events[t]) > 0 {
+			return false
+		}
+	}
+	return len(job.scatter) == 0
+}
+
+// batch verifies a delivery and splits its batch; a bad one is rejected.
+func (w *worker) batch(opener *bus.Opener, d *bus.Delivery) {
+	b, err := opener.Open(&d.Message)
 	if err != nil {
-		w.refuse(d, err)
+		w.refuse(d, err, bus.Reason(err))
 		return
 	}
 	w.n.m.batches.Inc()
@@ -239,52 +288,91 @@ func (w *worker) open(d *bus.Delivery) {
 	if d.Redelivered {
 		w.n.m.redelivered.Inc()
 	}
-	job := &work{parts: make([][]publisher.Part, len(w.n.targets))}
-	w.splitter.Split(b, func(p *pipeline.Pipeline, part *sample.Batch) {
-		for _, t := range p.Targets {
-			job.parts[t] = append(job.parts[t], publisher.Part{Message: &d.Message, From: b, Batch: part})
-		}
-	})
+	job := w.newWork(b.ID)
+	w.split(job, d, b, b)
+	if w.setup.events != nil {
+		w.n.m.events.Add(float64(w.setup.events.routeOf(b, job)))
+	}
 	d.State = job
 }
 
-// refuse moves a delivery to the dead letters.
-func (w *worker) refuse(d *bus.Delivery, reason error) {
+// split adds what the pipelines make of b to a job; from is what d carries.
+func (w *worker) split(job *work, d *bus.Delivery, b, from *sample.Batch) {
+	w.splitter.Split(b, func(targets []int, part *sample.Batch) {
+		for _, t := range targets {
+			p := publisher.Part{Message: &d.Message, From: from, Batch: part}
+			if t == pipeline.Elsewhere {
+				job.scatter = append(job.scatter, p)
+			} else {
+				job.parts[t] = append(job.parts[t], p)
+			}
+		}
+	})
+}
+
+// refuse moves a delivery to the dead letters; word is what metrics count it
+// under.
+func (w *worker) refuse(d *bus.Delivery, reason error, word string) {
 	d.Reject(reason)
-	w.n.m.refused.WithLabelValues(bus.Reason(reason)).Inc()
-	w.n.refusals.Warn("batch refused; it is in the dead-letter queue",
-		zap.String("batch", d.ID), zap.String("key", d.KeyID), zap.Error(reason))
+	w.n.m.refused.WithLabelValues(word).Inc()
+	w.n.refusals.Warn("message refused; it is in the dead-letter queue",
+		zap.String("id", d.ID), zap.String("key", d.KeyID), zap.Error(reason))
 }
 
 // publish gives a publisher all that it has not taken yet.
 func (w *worker) publish(ctx context.Context, t int, jobs []*work) error {
 	var parts []publisher.Part
+	var ofParts []*work // whose each is
 	samples := 0
 	for _, job := range jobs {
 		for _, p := range job.parts[t] {
 			samples += p.Batch.Len()
+			parts, ofParts = append(parts, p), append(ofParts, job)
 		}
-		parts = append(parts, job.parts[t]...)
 	}
-	if len(parts) == 0 {
+	err := w.give(t, ofParts, samples, func() error { return w.setup.targets[t].Publish(ctx, parts) }, func(job *work) { job.parts[t] = nil })
+	var events []sample.Event
+	var ofEvents []*work
+	for _, job := range jobs {
+		for _, e := range job.events[t] {
+			events, ofEvents = append(events, *e), append(ofEvents, job)
+		}
+	}
+	return errors.Join(err, w.give(t, ofEvents, len(events), func() error {
+		return w.setup.targets[t].Publisher.(publisher.EventPublisher).PublishEvents(ctx, events)
+	}, func(job *work) { job.events[t] = nil }))
+}
+
+// give publishes n samples or events to a target, and calls taken for those
+// whose they are. Of what is refused for good its owner is told, and of
+// everything that was given where the refusal is of all.
+func (w *worker) give(t int, owners []*work, n int, publish func() error, taken func(*work)) error {
+	if len(owners) == 0 {
 		return nil
 	}
-	name := w.n.targets[t].name
-	if err := w.n.targets[t].Publish(ctx, parts); err != nil {
+	name := w.setup.targets[t].name
+	err := publish()
+	var lost *publisher.Lost
+	var refusal *publisher.Refusal
+	switch {
+	case errors.As(err, &lost):
+		w.n.m.lost.WithLabelValues(name, spool.LostSent).Add(float64(lost.N))
+		n -= lost.N
+		err = nil
+	case errors.As(err, &refusal):
+		for i, job := range owners {
+			if refusal.Part == i || refusal.Part == publisher.All {
+				job.refused[t] = fmt.Errorf("%s: %w", name, refusal.Err)
+			}
+		}
+	}
+	if err != nil {
 		w.n.m.failures.WithLabelValues(name).Inc()
 		return fmt.Errorf("publisher %s: %w", name, err)
 	}
-	w.n.m.published.WithLabelValues(name).Add(float64(samples))
-	return nil
-}
-
-// owner returns whose part a publisher's nth was, or nil.
-func owner(jobs []*work, t, nth int) *work {
-	for _, job := range jobs {
-		if nth < len(job.parts[t]) {
-			return job
-		}
-		nth -= len(job.parts[t])
+	for _, job := range owners {
+		taken(job)
 	}
+	w.n.m.published.WithLabelValues(name).Add(float64(n))
 	return nil
 }

@@ -43,7 +43,8 @@ type Row struct {
 	Source      string
 	Project     string
 	User        string
-	Metadata    []byte // a JSON object, verbatim; empty: none
+	Metadata    []byte   // a JSON object, verbatim; empty: none
+	Foreign     *Foreign // nil: the samples are kvmeter's own
 }
 
 // Column holds the volumes of one meter by one origin.
@@ -80,6 +81,7 @@ func (b *Batch) sample(c *Column, r, index int, v uint64) Sample {
 		Volume: Volume{v, c.Tag}, Resource: row.Resource, Source: row.Source,
 		Project: row.Project, User: row.User, Time: b.Base + row.Offset,
 		Origin: c.Origin, Incarnation: row.Incarnation, Metadata: row.Metadata,
+		Foreign: row.Foreign,
 	}
 }
 
@@ -97,6 +99,35 @@ func (b *Batch) Samples() iter.Seq[Sample] {
 				index++
 			}
 		}
+	}
+}
+
+// Visit calls each with the samples of the meters that keep says, by their
+// number, in the order of their indexes, and with the row that each is of. The
+// sample is good until the next call.
+func (b *Batch) Visit(keep []bool, each func(row int, s *Sample)) {
+	var s Sample
+	index := 0
+	for i := range b.Columns {
+		c := &b.Columns[i]
+		if !keep[c.Meter] {
+			index += len(c.Values)
+			continue
+		}
+		for n, r := range c.rows() {
+			s = b.sample(c, r, index, c.Values[n])
+			each(r, &s)
+			index++
+		}
+	}
+}
+
+// VisitColumn calls each with the rows and volumes of a column, in the order of
+// their indexes.
+func (b *Batch) VisitColumn(column int, each func(row int, bits uint64)) {
+	c := &b.Columns[column]
+	for n, r := range c.rows() {
+		each(r, c.Values[n])
 	}
 }
 

@@ -70,10 +70,15 @@ func TestBatchSurvivesTheWire(t *testing.T) {
 	for i := range explicit.Len() {
 		explicit.IDs = append(explicit.IDs, fmt.Sprintf("m-%d", i))
 	}
+	foreign := hostBatch(4)
+	foreign.Rows[0].Foreign = &Foreign{UserName: "un", ProjectName: "pn", Monotonic: 12.5, HasMonotonic: true}
+	foreign.Rows[1].Foreign = &Foreign{Timestamp: "2026-11-21T10:00:00+00:00"}
+	foreign.Rows[2].Foreign = &Foreign{HasMonotonic: true}
 	for name, want := range map[string]*Batch{
 		"a node's tick":            hostBatch(9),
 		"extreme numbers and gaps": extremes.Build(),
 		"explicit ids":             explicit,
+		"foreign samples":          foreign,
 		"an empty batch":           {Node: "n", Seq: 3},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -191,6 +196,8 @@ func TestDecodeRefusesWhatIsNotABatch(t *testing.T) {
 		"a bitmap too long":             body(t, column(u, "walk", u, []byte{1, 0}, []any{uint64(1)})),
 		"too few ids":                   body(t, map[int]any{9: []any{}}),
 		"an empty id":                   body(t, map[int]any{9: []any{""}}),
+		"foreign fields that are text":  body(t, map[int]any{7: []any{[]any{"r", int64(0), uint64(1), "s", "p", "u", []byte("{}"), "user"}}}),
+		"a clock that says NaN":         body(t, map[int]any{7: []any{[]any{"r", int64(0), uint64(1), "s", "p", "u", []byte("{}"), []any{"", "", "", math.NaN()}}}}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if b, err := decoder(t).Decode(in); !errors.Is(err, ErrMalformed) {
@@ -204,7 +211,7 @@ func TestDecodeIgnoresWhatLaterVersionsAppend(t *testing.T) {
 	more := map[int]any{
 		0: uint64(2),
 		6: []any{[]any{"cpu", "cumulative", "ns", "extra"}},
-		7: []any{[]any{"r", int64(0), uint64(1), "openstack", "p", "u", []byte("{}"), "user name", map[string]any{"a": 1}}},
+		7: []any{[]any{"r", int64(0), uint64(1), "openstack", "p", "u", []byte("{}"), []any{"un", "pn", "", nil, "extra"}, map[string]any{"a": 1}}},
 		8: []any{[]any{uint64(0), "walk", uint64(0), []byte{1}, []any{uint64(5)}, nil}},
 		10: []any{
 			[]any{"*", "*", int64(1), int64(2), "without a node"},

@@ -31,6 +31,7 @@ var ErrMalformed = errors.New("malformed batch")
 // concurrent use.
 type Encoder struct {
 	buf  bytes.Buffer
+	text []byte // scratch of events
 	enc  *msgpack.Encoder
 	zstd *zstd.Encoder
 }
@@ -81,7 +82,11 @@ func (e *Encoder) batch(b *Batch) error {
 	w.array(len(b.Rows))
 	for i := range b.Rows {
 		r := &b.Rows[i]
-		w.array(7)
+		if r.Foreign == nil {
+			w.array(7)
+		} else {
+			w.array(8)
+		}
 		w.string(r.Resource)
 		w.int(r.Offset)
 		w.uint(uint64(r.Incarnation))
@@ -89,6 +94,9 @@ func (e *Encoder) batch(b *Batch) error {
 		w.string(r.Project)
 		w.string(r.User)
 		w.bytes(r.Metadata)
+		if r.Foreign != nil {
+			w.foreign(r.Foreign)
+		}
 	}
 	w.array(len(b.Columns))
 	for i := range b.Columns {
@@ -141,6 +149,18 @@ func (w *arrayWriter) uint(v uint64)   { w.do(w.enc.EncodeUint(v)) }
 func (w *arrayWriter) int(v int64)     { w.do(w.enc.EncodeInt(v)) }
 func (w *arrayWriter) string(s string) { w.do(w.enc.EncodeString(s)) }
 func (w *arrayWriter) nil()            { w.do(w.enc.EncodeNil()) }
+
+func (w *arrayWriter) foreign(f *Foreign) {
+	w.array(4)
+	w.string(f.UserName)
+	w.string(f.ProjectName)
+	w.string(f.Timestamp)
+	if f.HasMonotonic {
+		w.do(w.enc.EncodeFloat64(f.Monotonic))
+	} else {
+		w.nil()
+	}
+}
 
 func (w *arrayWriter) bytes(b []byte) {
 	if b == nil {
@@ -251,16 +271,19 @@ func (r *arrayReader) batch(b *Batch) {
 	for i := range b.Rows {
 		more := r.array("row", 7)
 		b.Rows[i] = Row{
-			r.string("resource"), r.int("time"), Incarnation(r.uint("incarnation")),
-			r.string("source"), r.string("project"), r.string("user"), r.bytes("metadata"),
+			Resource: r.string("resource"), Offset: r.int("time"), Incarnation: Incarnation(r.uint("incarnation")),
+			Source: r.string("source"), Project: r.string("project"), User: r.string("user"), Metadata: r.bytes("metadata"),
 		}
-		r.skip(more)
+		if more > 0 {
+			b.Rows[i].Foreign = r.foreign()
+		}
+		r.skip(more - 1)
 	}
 	b.Columns = make([]Column, r.list("columns"))
 	for i := range b.Columns {
 		r.column(&b.Columns[i])
 	}
-	if r.null() {
+	if r.null("ids") {
 		b.IDs = nil
 	} else {
 		b.IDs = make([]string, r.list("ids"))
@@ -281,6 +304,24 @@ func (r *arrayReader) batch(b *Batch) {
 		r.skip(more - 1)
 	}
 	r.skip(extra)
+}
+
+// foreign returns what only foreign samples have, nil where there is none.
+func (r *arrayReader) foreign() *Foreign {
+	if r.null("foreign fields") {
+		return nil
+	}
+	more := r.array("foreign fields", 4)
+	f := &Foreign{UserName: r.string("user name"), ProjectName: r.string("project name"), Timestamp: r.string("timestamp")}
+	if !r.null("monotonic time") {
+		v := Volume{r.float("monotonic time"), F64}
+		if err := v.Check(); err != nil {
+			r.fail("monotonic time: %w", err)
+		}
+		f.Monotonic, f.HasMonotonic = v.Float64(), true
+	}
+	r.skip(more)
+	return f
 }
 
 func (r *arrayReader) column(c *Column) {
@@ -383,12 +424,13 @@ func (r *arrayReader) skip(n int) {
 	}
 }
 
-func (r *arrayReader) null() bool {
-	if c := r.code("ids"); r.err != nil || c != msgpcode.Nil {
+// null takes the next element if it is nil, and reports whether it was.
+func (r *arrayReader) null(what string) bool {
+	if c := r.code(what); r.err != nil || c != msgpcode.Nil {
 		return false
 	}
 	if err := r.dec.DecodeNil(); err != nil {
-		r.fail("ids: %w", err)
+		r.fail("%s: %w", what, err)
 	}
 	return true
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -32,6 +31,16 @@ func DeriveBatchID(from BatchID, what string) BatchID {
 	return id.stamped()
 }
 
+// NamedBatchID makes the id of a batch that is made of what a digest names, so
+// that the same gives the same id: the time of what it was made of, then the
+// digest's first 8 bytes.
+func NamedBatchID(at time.Time, digest []byte) BatchID {
+	var id BatchID
+	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16)
+	copy(id[6:14], digest[:8])
+	return id.stamped()
+}
+
 func (id BatchID) stamped() BatchID {
 	id[6] = id[6]&0x0f | 0x80 // version 8, RFC 9562 §5.8
 	id[8] = id[8]&0x3f | 0x80 // variant, RFC 9562 §4.1
@@ -53,6 +62,24 @@ func (id BatchID) Sample(index int) ID {
 // String returns the id as a UUID.
 func (id BatchID) String() string { return formatUUID(id) }
 
+// DeriveID makes the id of a sample that is computed when another one comes in,
+// so that the same input gives the same id: SHA-256 of the other's id and of what
+// names the derivation, as a UUID of version 8.
+func DeriveID(from ID, what []byte) ID {
+	var buf [128]byte
+	in := buf[:0]
+	if from.Text != "" {
+		in = append(in, from.Text...)
+	} else {
+		in = append(in, from.UUID[:]...)
+	}
+	sum := sha256.Sum256(append(in, what...))
+	id := ID{UUID: [16]byte(sum[:16])}
+	id.UUID[6] = id.UUID[6]&0x0f | 0x80 // version 8, RFC 9562 §5.8
+	id.UUID[8] = id.UUID[8]&0x3f | 0x80 // variant, RFC 9562 §4.1
+	return id
+}
+
 // ID names one sample for ever: a UUID, or for foreign samples whatever text
 // they came with.
 type ID struct {
@@ -63,7 +90,7 @@ type ID struct {
 // ParseID reads an id. A lower-case UUID becomes its 16 bytes; any other text
 // is kept as it is, so that an id prints as it was read.
 func ParseID(s string) ID {
-	if u, err := parseUUID(s); err == nil && formatUUID(u) == s {
+	if u, ok := parseUUID(s); ok {
 		return ID{UUID: u}
 	}
 	return ID{Text: s}
@@ -80,6 +107,14 @@ func (id ID) Batch() (batch BatchID, index int, ok bool) {
 	return batch, index, true
 }
 
+// Append appends the id's text.
+func (id ID) Append(dst []byte) []byte {
+	if id.Text != "" {
+		return append(dst, id.Text...)
+	}
+	return appendUUID(dst, id.UUID)
+}
+
 // String returns the id's text.
 func (id ID) String() string {
 	if id.Text != "" {
@@ -90,24 +125,51 @@ func (id ID) String() string {
 
 func formatUUID(u [16]byte) string {
 	var b [36]byte
+	return string(appendUUID(b[:0], u))
+}
+
+func appendUUID(dst []byte, u [16]byte) []byte {
+	var b [36]byte
 	hex.Encode(b[:8], u[:4])
 	hex.Encode(b[9:13], u[4:6])
 	hex.Encode(b[14:18], u[6:8])
 	hex.Encode(b[19:23], u[8:10])
 	hex.Encode(b[24:], u[10:])
 	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
-	return string(b[:])
+	return append(dst, b[:]...)
 }
 
-var errNotUUID = errors.New("not a UUID")
-
-func parseUUID(s string) (u [16]byte, err error) {
+// parseUUID reads a UUID as [appendUUID] writes it.
+func parseUUID(s string) (u [16]byte, ok bool) {
 	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
-		return u, errNotUUID
+		return u, false
 	}
-	_, err = hex.Decode(u[:], []byte(s[:8]+s[9:13]+s[14:18]+s[19:23]+s[24:]))
-	return u, err
+	at := 0
+	for i := range u {
+		if at == 8 || at == 13 || at == 18 || at == 23 {
+			at++
+		}
+		high, low := nibbles[s[at]], nibbles[s[at+1]]
+		if high|low > 15 {
+			return u, false
+		}
+		u[i] = high<<4 | low
+		at += 2
+	}
+	return u, true
 }
+
+// nibbles has the values of the lower-case hexadecimal digits, and 255 for all
+// other bytes.
+var nibbles = func() (t [256]byte) {
+	for i := range t {
+		t[i] = 255
+	}
+	for i := range byte(16) {
+		t[hexDigits[i]] = i
+	}
+	return t
+}()
 
 // Incarnation tells one life of what holds a counter from the next. A
 // cumulative meter starts at zero with each incarnation and only then.

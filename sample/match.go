@@ -12,6 +12,7 @@ import (
 // and "!" before a pattern excludes what it matches. The zero Matcher matches
 // nothing.
 type Matcher struct {
+	patterns         []string
 	exclude, include []*regexp.Regexp
 	named            map[string]bool // included by a pattern without wildcards
 }
@@ -22,7 +23,7 @@ func NewMatcher(patterns []string) (*Matcher, error) {
 	if len(patterns) == 0 {
 		return nil, errors.New("the list of names is empty")
 	}
-	m := &Matcher{named: map[string]bool{}}
+	m := &Matcher{patterns: patterns, named: map[string]bool{}}
 	var plain, negative string
 	var star bool
 	for _, p := range patterns {
@@ -53,6 +54,9 @@ func NewMatcher(patterns []string) (*Matcher, error) {
 	}
 	return m, nil
 }
+
+// String returns the patterns that the matcher was made of.
+func (m *Matcher) String() string { return strings.Join(m.patterns, ", ") }
 
 // Match reports whether name is selected.
 func (m *Matcher) Match(name string) bool {

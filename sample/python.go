@@ -56,3 +56,51 @@ func AppendRepr(dst []byte, s string) []byte {
 	}
 	return append(dst, byte(quote))
 }
+
+// AppendText appends a JSON string in ASCII, as Python's json.dumps does.
+func AppendText(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	from := 0 // what is not yet appended
+	for i := 0; i < len(s); {
+		if plainText[s[i]] {
+			i++
+			continue
+		}
+		dst = append(dst, s[from:i]...)
+		c, size := utf8.DecodeRuneInString(s[i:])
+		i += size
+		from = i
+		switch {
+		case c == '"' || c == '\\':
+			dst = append(dst, '\\', byte(c))
+		case c == '\n':
+			dst = append(dst, `\n`...)
+		case c == '\r':
+			dst = append(dst, `\r`...)
+		case c == '\t':
+			dst = append(dst, `\t`...)
+		case c == '\b':
+			dst = append(dst, `\b`...)
+		case c == '\f':
+			dst = append(dst, `\f`...)
+		case c > 0xffff:
+			dst = appendUnit(dst, 0xd800+(c-0x10000)>>10)
+			dst = appendUnit(dst, 0xdc00+(c-0x10000)&0x3ff)
+		default:
+			dst = appendUnit(dst, c)
+		}
+	}
+	return append(append(dst, s[from:]...), '"')
+}
+
+func appendUnit(dst []byte, u rune) []byte {
+	return append(dst, '\\', 'u', hexDigits[u>>12&15], hexDigits[u>>8&15], hexDigits[u>>4&15], hexDigits[u&15])
+}
+
+// plainText are the bytes that stand for themselves in a JSON string.
+var plainText = func() (plain [256]bool) {
+	for c := ' '; c <= '~'; c++ {
+		plain[c] = c != '"' && c != '\\'
+	}
+	return plain
+}()

@@ -22,7 +22,15 @@ const (
 	Walk     Origin = "walk"     // BPF program that walks a process's threads
 	Iter     Origin = "iter"     // BPF task iterator
 	CPUClock Origin = "cpuclock" // process CPU clock and /proc
+	Free     Origin = "free"     // BPF hook at the end of a process (sched_process_free)
+	KVM      Origin = "kvm"      // KVM's own statistics of vCPUs, read by a BPF program
+	Proc     Origin = "proc"     // /proc/PID/stat
 	RTNL     Origin = "rtnl"     // link statistics by netlink
+	Iomap    Origin = "iomap"    // BPF hooks on direct I/O of files
+	TCX      Origin = "tcx"      // BPF program on a tap's traffic
+	RunQueue Origin = "runqueue" // BPF hook on the scheduler's switches
+	Exits    Origin = "exits"    // BPF hooks on vCPUs leaving and entering their guests
+	IPMI     Origin = "ipmi"     // the host's BMC, over /dev/ipmi0
 	Libvirt  Origin = "libvirt"  // domain statistics by libvirt's RPC
 )
 
@@ -40,7 +48,8 @@ type Sample struct {
 	Time        int64  // µs since the Unix epoch, UTC
 	Origin      Origin
 	Incarnation Incarnation
-	Metadata    []byte // a JSON object, verbatim; empty: none
+	Metadata    []byte   // a JSON object, verbatim; empty: none
+	Foreign     *Foreign // nil: the sample is kvmeter's own
 }
 
 // Gap is a stretch of time for which a number is missing, and why.

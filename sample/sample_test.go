@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 )
@@ -153,7 +154,8 @@ func FuzzMatcher(f *testing.F) {
 func TestKeysVerifyWhatTheySigned(t *testing.T) {
 	dir := t.TempDir()
 	secret := "0123456789abcdef"
-	if err := os.WriteFile(filepath.Join(dir, "node-1.key"), []byte(secret+"\n"), 0o600); err != nil {
+	next := "fedcba9876543210"
+	if err := os.WriteFile(filepath.Join(dir, "node-1.key"), []byte(next+" \n\n"+secret+"\r\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	keys, err := LoadKeys(dir)
@@ -167,6 +169,8 @@ func TestKeysVerifyWhatTheySigned(t *testing.T) {
 		want          error
 	}{
 		"the right signature":     {"node-1", good, nil},
+		"that of the next secret": {"node-1", Sign([]byte(next), body), nil},
+		"that of both secrets":    {"node-1", Sign([]byte(next+"\n"+secret), body), ErrBadSignature},
 		"no signature":            {"node-1", "", ErrUnsigned},
 		"a key nobody knows":      {"node-2", good, ErrUnknownKey},
 		"another body's":          {"node-1", Sign([]byte(secret), []byte("other")), ErrBadSignature},
@@ -179,8 +183,40 @@ func TestKeysVerifyWhatTheySigned(t *testing.T) {
 	}
 }
 
+func TestTheFirstSecretSigns(t *testing.T) {
+	k := Keys{"one": []byte("first"), "two": []byte("first\nsecond"), "none": nil}
+	for id, want := range map[string]string{"one": "first", "two": "first", "none": "", "unknown": ""} {
+		if got := string(k.Secret(id)); got != want {
+			t.Errorf("%s: got %q, want %q", id, got, want)
+		}
+	}
+	if err := (Keys{"none": nil}).Verify("none", Sign(nil, []byte("body")), []byte("body")); !errors.Is(err, ErrUnknownKey) {
+		t.Errorf("a key without a secret: got %v, want %v", err, ErrUnknownKey)
+	}
+	t.Setenv(CredentialsVariable, t.TempDir())
+	path := "$CREDENTIALS_DIRECTORY/key"
+	if _, err := LoadKey(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a credential that is not there: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(os.Getenv(CredentialsVariable), "key"), []byte("\n0123456789abcdef\nfedcba9876543210\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if secret, err := LoadKey(path); err != nil || string(secret) != "0123456789abcdef" {
+		t.Errorf("got %q, %v", secret, err)
+	}
+}
+
 func TestLoadKeysRefusesShortSecrets(t *testing.T) {
 	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "m.key"), []byte("0123456789abcdef\nshort\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadKeys(dir); err == nil || strings.Contains(err.Error(), "short\n") {
+		t.Errorf("a second secret of 5 bytes: error %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "m.key")); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "n.key"), []byte("short"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ const (
 )
 
 // ErrNotFinite is returned where a volume is NaN or infinite.
-var ErrNotFinite = errors.New("volume is not a finite number")
+var ErrNotFinite = errors.New("not a finite number")
 
 // Volume is an exact number: an unsigned or signed 64-bit integer, or a
 // float64. The zero Volume is the integer 0. Volumes are comparable with ==

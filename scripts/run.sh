@@ -44,7 +44,7 @@ trap 'exit 130' INT TERM HUP
 
 # domains tells whether the host has any, by what the agent finds.
 domains() {
-  [ -n "$(KVMETER_LIBVIRT=off "$bin/kvmeter-agent" --dry-run -f json --without-bpf --config /dev/null 2>/dev/null | head -c 1)" ]
+  [ -n "$(KVMETER_LIBVIRT=off KVMETER_IPMI__DEVICE='' "$bin/kvmeter-agent" --dry-run -f json --without-bpf --config /dev/null 2>/dev/null | head -c 1)" ]
 }
 
 flags=(--config /dev/null --state "$dir/state" --run "$dir/run")

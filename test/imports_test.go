@@ -15,20 +15,23 @@ const module = "github.com/kvmeter/kvmeter/"
 // of its own.
 var allowed = map[string][]string{
 	"sample":         {},
+	"diskqueue":      {},
 	"gen":            {},
 	"bpf":            {"gen"},
 	"collectors":     {"sample", "bpf"},
 	"bus":            {"sample"},
-	"agent":          {"collectors", "bpf", "bus", "sample"},
+	"agent":          {"collectors", "bpf", "bus", "diskqueue", "sample"},
 	"agent/client":   {},
-	"notifier":       {"bus", "sample"},
+	"agent/state":    {"sample"},
+	"notifier":       {"bus", "diskqueue", "sample"},
 	"central":        {"bus", "sample"},
 	"central/client": {},
 	"central/store":  {"sample"},
 	"central/api":    {"central/store", "sample"},
+	"central/export": {"central/store", "sample"},
 	"cli":            {"central/client", "agent/client", "sample"},
-	"cmd":            {"agent", "notifier", "central", "bus", "collectors", "cli", "sample"},
-	"test":           {"agent", "notifier", "central", "bus", "collectors", "bpf", "cli", "cmd", "sample"},
+	"cmd":            {"agent", "notifier", "central", "bus", "collectors", "bpf", "cli", "sample"},
+	"test":           {"agent", "notifier", "central", "bus", "collectors", "bpf", "cli", "cmd", "diskqueue", "sample"},
 }
 
 // siblings are folders whose sub-folders must not import each other, apart

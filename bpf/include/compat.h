@@ -39,23 +39,42 @@ static __always_inline __u32 stats_seq(struct signal_struct *sig)
 	return old->stats_lock.seqcount.sequence;
 }
 
+/* runnable says whether t is on a CPU or waits for one.
+ *
+ * Since 5.14 (2f064a59a11f "sched: Change task_struct::state") state is called
+ * __state.
+ */
+static __always_inline int runnable(struct task_struct *t)
+{
+	struct task_struct___v513 *old = (void *)t;
+
+	if (bpf_core_field_exists(t->__state))
+		return t->__state == 0;
+	return old->state == 0;
+}
+
+/* throttled says whether t's group, or one above it, has used up its quota.
+ * Kernels without CONFIG_CFS_BANDWIDTH have none.
+ */
+static __always_inline int throttled(struct task_struct *t)
+{
+	if (!bpf_core_field_exists(t->se.cfs_rq->throttle_count))
+		return 0;
+	return t->se.cfs_rq->throttle_count > 0;
+}
+
 /* running says whether t is on a CPU and not about to leave it to sleep: what
  * it does then counts as its slice until the CPU has found something else to
  * do, but is never added to its time.
  *
  * Kernels built without SMP lack on_cpu; there a slice in progress is counted
- * when the tick has added it. Since 5.14 (2f064a59a11f "sched: Change
- * task_struct::state") state is called __state.
+ * when the tick has added it.
  */
 static __always_inline int running(struct task_struct *t)
 {
-	struct task_struct___v513 *old = (void *)t;
-
 	if (!bpf_core_field_exists(t->on_cpu) || !t->on_cpu)
 		return 0;
-	if (bpf_core_field_exists(t->__state))
-		return t->__state == 0;
-	return old->state == 0;
+	return runnable(t);
 }
 
 /* run_queue is the run queue of t's CPU, NULL where the kernel has no group

@@ -6,42 +6,18 @@
 #ifndef KVMETER_USAGE_H
 #define KVMETER_USAGE_H
 
-#include "kernel.h"
-#include "compat.h"
+#include "process.h"
 
-#define MAX_PROCESSES	  512	       /* records; user space asks in chunks of this */
-#define MAX_THREADS	  16384	       /* of one process, bounds the RCU section */
-#define NS_PER_CLOCK_TICK 10000000     /* USER_HZ is 100: the unit of /proc/PID/stat */
-#define MAX_SLICE_NS	  2000000000LL /* a longer one is a clock that cannot be trusted */
-
-enum class {
-	CLASS_VCPU,
-	CLASS_EMULATOR,
-	CLASS_IOTHREAD,
-	CLASS_WORKER,
-	CLASS_VHOST,
-	CLASSES,
-};
-
-enum status {
-	STATUS_GONE, /* no such process; also what user space writes before a pass */
-	STATUS_OK,
-	STATUS_REUSED,
-	STATUS_TORN,
-	STATUS_TOO_MANY_THREADS,
-	STATUS_KERNEL_THREAD,
-};
-
-#define FIELD_IO   1
-#define FIELD_WAIT 2
+#define MAX_THREADS  16384	  /* of one process, bounds the RCU section */
+#define MAX_VCPUS    16384	  /* records a pass; no more are told of */
+#define MAX_SLICE_NS 2000000000LL /* a longer one is a clock that cannot be trusted */
 
 struct usage {
 	__u64 run_ns[CLASSES];	 /* sum_exec_runtime of the live threads */
 	__u64 slice_ns[CLASSES]; /* not yet in run_ns: the slices being run now */
+	__u64 wait_ns[CLASSES];	 /* run_delay of the live threads */
+	__u64 switches[CLASSES]; /* pcount of the live threads */
 	__u64 exited_ns;	 /* of threads that have exited */
-	__u64 vcpu_wait_ns;	 /* run_delay of the live vCPU threads */
-	__u64 wait_ns;		 /* run_delay of all live threads */
-	__u64 switches;		 /* pcount of all live threads */
 	__u64 read_bytes;	 /* of live and exited threads, like the next two */
 	__u64 write_bytes;
 	__u64 cancelled_write_bytes;
@@ -51,9 +27,57 @@ struct usage {
 	__u32 expected; /* threads there were then */
 	__u32 status;
 	__u32 retries;
-	__u32 fields; /* FIELD_*: what this kernel counts */
-	__u32 pad;
+	__u32 fields;	   /* FIELD_*: what this kernel counts */
+	__u32 first_vcpu;  /* record; walk's are one after the other */
+	__u32 vcpu_number; /* of records: less than vcpus if there was no room */
+	__u32 running;	   /* not 0: there are slices */
 };
+
+/* What one vCPU thread has counted. */
+struct vcpu {
+	__u32 slot; /* of its process, in usages */
+	__u32 tid;
+	__u64 number;	/* the 8 characters of its name after "CPU " */
+	__u64 slice_ns; /* not yet in run_ns */
+	__u64 run_ns;
+	__u64 wait_ns;
+	__u64 switches;
+};
+
+/* What a thread has counted. */
+struct thread {
+	__u64 run_ns;
+	__u64 wait_ns;
+	__u64 switches;
+	__u64 read_bytes;
+	__u64 write_bytes;
+	__u64 cancelled_write_bytes;
+	__u64 number; /* as in struct vcpu */
+	__u32 tid;
+	__u8 class;
+	__u8 pad[3];
+};
+
+/* What tells whether a thread has run since. */
+struct mark {
+	__u64 task;   /* its address */
+	__u64 run_ns; /* when it was observed; NEVER if it runs without se.on_rq, as a real-time
+		       * thread does
+		       */
+};
+
+#define NEVER (~0ULL)
+
+/* Written by the programs, in a pass from the first on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_VCPUS);
+	__type(key, __u32);
+	__type(value, struct vcpu);
+} vcpus SEC(".maps");
+
+static __u32 vcpu_tail; /* records of this pass */
 
 /* scheduler_offset is CLOCK_MONOTONIC minus the scheduler's clock, or a little
  * more: the least difference seen in this pass. User space reads its own
@@ -72,6 +96,7 @@ static __always_inline void start_pass(void)
 	struct rq *rq = run_queue(current);
 
 	scheduler_offset = rq ? offset_of(rq) : 0;
+	vcpu_tail = 0;
 }
 
 /* slice_ns is the time that t has been on its CPU since its sum_exec_runtime
@@ -99,71 +124,34 @@ static __always_inline __u64 slice_ns(struct task_struct *t, __u64 exec_start)
 	return slice;
 }
 
-#define BYTES(a, b, c, d, e, f, g, h)                                                              \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |   \
-	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
-#define FIRST(n) (~0ULL >> (64 - 8 * (n)))
-
-/* class_of tells a QEMU thread's class by its name (QEMU's debug-threads, which
- * libvirt always asks for). bpf.ClassOf is its twin in Go.
- */
-static __always_inline __u32 class_of(struct task_struct *t)
-{
-	__u64 comm[2] = {};
-
-	bpf_probe_read_kernel(comm, sizeof(comm), &t->comm);
-
-	/* "CPU 0/KVM", "CPU 0/TCG"; "ALL CPUs/TCG" when TCG has one thread */
-	if ((comm[0] & FIRST(4)) == BYTES('C', 'P', 'U', ' ', 0, 0, 0, 0) ||
-	    comm[0] == BYTES('A', 'L', 'L', ' ', 'C', 'P', 'U', 's'))
-		return CLASS_VCPU;
-	/* libvirt's "IO mon_iothread" serves the monitor, no disk */
-	if ((comm[0] & FIRST(3)) == BYTES('I', 'O', ' ', 0, 0, 0, 0, 0)) {
-		if (comm[0] == BYTES('I', 'O', ' ', 'm', 'o', 'n', '_', 'i') &&
-		    comm[1] == BYTES('o', 't', 'h', 'r', 'e', 'a', 'd', 0))
-			return CLASS_EMULATOR;
-		return CLASS_IOTHREAD;
-	}
-	/* "worker", and the kernel's io_uring threads of this process */
-	if ((comm[0] & FIRST(7)) == BYTES('w', 'o', 'r', 'k', 'e', 'r', 0, 0) ||
-	    comm[0] == BYTES('i', 'o', 'u', '-', 'w', 'r', 'k', '-') ||
-	    comm[0] == BYTES('i', 'o', 'u', '-', 's', 'q', 'p', '-'))
-		return CLASS_WORKER;
-	/* "vhost-PID", tasks of the process since Linux 6.4 */
-	if ((comm[0] & FIRST(6)) == BYTES('v', 'h', 'o', 's', 't', '-', 0, 0))
-		return CLASS_VHOST;
-	return CLASS_EMULATOR;
-}
-
-static __always_inline void add_io(struct usage *u, struct task_io_accounting *io)
-{
-	if (!bpf_core_field_exists(io->read_bytes))
-		return;
-	u->read_bytes += io->read_bytes;
-	u->write_bytes += io->write_bytes;
-	u->cancelled_write_bytes += io->cancelled_write_bytes;
-}
-
 /* begin reads what the process keeps of its exited threads. */
 static __always_inline void begin(struct usage *u, struct signal_struct *sig)
 {
 	u->exited_ns = sig->sum_sched_runtime;
 	u->expected = sig->nr_threads;
-	if (bpf_core_field_exists(sig->ioac.read_bytes))
-		u->fields |= FIELD_IO;
-	add_io(u, &sig->ioac);
+	u->first_vcpu = vcpu_tail;
+	if (bpf_core_field_exists(((struct task_struct *)0)->sched_info.run_delay))
+		u->fields |= FIELD_WAIT;
+	if (!bpf_core_field_exists(sig->ioac.read_bytes))
+		return;
+	u->fields |= FIELD_IO;
+	u->read_bytes = sig->ioac.read_bytes;
+	u->write_bytes = sig->ioac.write_bytes;
+	u->cancelled_write_bytes = sig->ioac.cancelled_write_bytes;
 }
 
-/* add_thread adds a live thread of the process. */
-static __always_inline void add_thread(struct usage *u, struct task_struct *t)
+/* observe reads a live thread of the process into m and r, and returns the
+ * slice that it is running now in ns.
+ */
+static __always_inline __u64 observe(struct mark *m, struct thread *r, struct task_struct *t)
 {
-	__u32 class = class_of(t);
-	__u64 run, slice = 0;
+	__u64 comm[2] = {}, run = t->se.sum_exec_runtime, slice = 0;
+	int eager = 0;
 
-	run = t->se.sum_exec_runtime;
 	if (running(t)) {
 		__u64 again;
 
+		eager = !t->se.on_rq;
 		barrier();
 		slice = slice_ns(t, t->se.exec_start);
 		barrier();
@@ -174,36 +162,58 @@ static __always_inline void add_thread(struct usage *u, struct task_struct *t)
 			slice = 0;
 		}
 	}
-
-	if (class < CLASSES) {
-		u->run_ns[class] += run;
-		u->slice_ns[class] += slice;
-	}
-	u->threads++;
+	m->task = (__u64)t;
+	m->run_ns = eager ? NEVER : run;
+	r->run_ns = run;
 	if (bpf_core_field_exists(t->sched_info.run_delay)) {
-		u->fields |= FIELD_WAIT;
-		u->wait_ns += t->sched_info.run_delay;
-		u->switches += t->sched_info.pcount;
-		if (class == CLASS_VCPU)
-			u->vcpu_wait_ns += t->sched_info.run_delay;
+		r->wait_ns = t->sched_info.run_delay;
+		r->switches = t->sched_info.pcount;
 	}
-	if (class == CLASS_VCPU)
-		u->vcpus++;
-	add_io(u, &t->ioac);
+	if (bpf_core_field_exists(t->ioac.read_bytes)) {
+		r->read_bytes = t->ioac.read_bytes;
+		r->write_bytes = t->ioac.write_bytes;
+		r->cancelled_write_bytes = t->ioac.cancelled_write_bytes;
+	}
+	bpf_probe_read_kernel(comm, sizeof(comm), &t->comm);
+	r->class = class_of(comm);
+	r->number = comm[0] >> 32 | comm[1] << 32;
+	r->tid = t->pid;
+	return slice;
 }
 
-/* check says whether leader is the process that user space means. start_ticks
- * is its start time as in /proc/PID/stat, 0 if any will do.
- */
-static __always_inline enum status check(struct task_struct *leader, __u64 start_ticks)
+/* add adds what was observed of a thread. */
+static __always_inline void add(struct usage *u, __u32 slot, struct thread *r, __u64 slice)
 {
-	if (leader->pid != leader->tgid || leader->exit_state == EXIT_DEAD)
-		return STATUS_GONE;
-	if (leader->flags & PF_KTHREAD)
-		return STATUS_KERNEL_THREAD;
-	if (start_ticks && leader->start_boottime / NS_PER_CLOCK_TICK != start_ticks)
-		return STATUS_REUSED;
-	return STATUS_OK;
+	/* From memory, so that the verifier need not follow each class. */
+	__u32 class = *(volatile __u8 *)&r->class, tail = vcpu_tail;
+	struct vcpu *v;
+
+	if (class >= CLASSES) /* never */
+		return;
+	u->run_ns[class] += r->run_ns;
+	u->slice_ns[class] += slice;
+	u->running |= slice;
+	u->wait_ns[class] += r->wait_ns;
+	u->switches[class] += r->switches;
+	u->read_bytes += r->read_bytes;
+	u->write_bytes += r->write_bytes;
+	u->cancelled_write_bytes += r->cancelled_write_bytes;
+	u->threads++;
+	if (class != CLASS_VCPU)
+		return;
+	u->vcpus++;
+	v = bpf_map_lookup_elem(&vcpus, &tail);
+	if (!v)
+		return;
+	v->slot = slot;
+	v->tid = r->tid;
+	v->number = r->number;
+	v->slice_ns = slice;
+	v->run_ns = r->run_ns;
+	v->wait_ns = r->wait_ns;
+	v->switches = r->switches;
+	vcpu_tail = tail + 1;
+	u->vcpu_number++;
 }
 
 #endif

@@ -1,20 +1,26 @@
 // Package api serves the Telemetry API v2 over a store: meters, samples,
-// resources, statistics and gaps. Requests and answers are those of OpenStack
+// resources, statistics, events and gaps. Requests and answers are those of OpenStack
 // Telemetry (Ceilometer); what kvmeter adds is asked for by parameters of its
 // own and never appears otherwise.
 package api
 
 import (
+	"cmp"
+	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/central/store"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 // Options are the settings of [New]. The zero Options serve without
@@ -23,11 +29,30 @@ type Options struct {
 	Log *zap.Logger // nil: no log
 	// Authenticate says who asks; nil: [NoAuth].
 	Authenticate Authenticator
+	// Rate is how many requests a second each user in each project may send, and
+	// each address of which nobody knows who asks; 0: no bound.
+	Rate float64
+	// Audit is where each request is noted, and who sent it; nil: nowhere.
+	Audit *zap.Logger
+	// Policy says what they may; nil: the rules that kvmeter brings.
+	Policy *Policy
 	// DefaultLimit is how many entries a list has where the request names no
 	// limit; 0: 100.
 	DefaultLimit int
 	// MaxLimit bounds the limit of a request; 0: no bound.
 	MaxLimit int
+	// AllowedOrigins are the origins whose pages may use the API in a browser;
+	// "*": all.
+	AllowedOrigins []string
+	// SampleSource is the source of samples sent to the API that name none;
+	// empty: openstack.
+	SampleSource string
+	// Publish hands a batch of samples sent to the API to the pipelines. It
+	// returns once they are safe. nil: only what is to be stored directly is
+	// taken.
+	Publish func(context.Context, *sample.Batch) error
+	// Clock says when a sample is that does not; nil: time.Now.
+	Clock func() time.Time
 }
 
 // New returns the handler of the API. Its answers end when the client goes
@@ -39,22 +64,32 @@ func New(s store.Store, o Options) http.Handler {
 	if o.Authenticate == nil {
 		o.Authenticate = NoAuth
 	}
+	if o.Policy == nil {
+		o.Policy = &Policy{}
+	}
 	if o.DefaultLimit == 0 {
 		o.DefaultLimit = 100
 	}
-	return &server{store: s, opts: o}
+	if o.SampleSource == "" {
+		o.SampleSource = "openstack"
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	return &server{store: s, opts: o, rates: newRates(o.Rate)}
 }
 
 type server struct {
 	store store.Store
 	opts  Options
+	rates *rates
 }
 
 // request is a request on its way to an endpoint.
 type request struct {
 	*http.Request
-	identity Identity
-	name     string // what the path names: a meter, a sample or a resource
+	caller *caller
+	names  [2]string // what the path names: a meter, a sample, an event type and a trait of it, …
 }
 
 // endpoint answers a request, or returns an error and has written nothing.
@@ -62,8 +97,17 @@ type endpoint func(s *server, r *request, out *output) error
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Openstack-Request-Id", "req-"+uuid.NewString())
-	out := &output{w: w, kind: "application/json; charset=UTF-8"}
-	err := s.serve(r, out)
+	if s.crossOrigin(w.Header(), r) {
+		return
+	}
+	who := &caller{}
+	if s.opts.Audit != nil {
+		noted, begin := &recorder{ResponseWriter: w}, time.Now()
+		w = noted
+		defer func() { audit(s.opts.Audit, r, &who.Identity, noted, time.Since(begin)) }()
+	}
+	out := &output{w: w, kind: "application/json; charset=UTF-8", status: http.StatusOK}
+	err := s.serve(r, who, out)
 	if err == nil {
 		err = out.finish()
 	}
@@ -81,82 +125,137 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *server) serve(r *http.Request, out *output) error {
-	target, name, err := route(r.URL.EscapedPath())
+func (s *server) serve(r *http.Request, who *caller, out *output) error {
+	target, names, err := route(r.URL.EscapedPath())
 	if err != nil {
 		return err
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return &fault{status: http.StatusMethodNotAllowed, allow: "GET", text: "The method " + r.Method + " is not allowed for this resource."}
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	op, ok := target[method]
+	if len(target) == 0 {
+		return &fault{status: http.StatusMethodNotAllowed, text: "A meter has statistics and nothing else below it.", header: [2]string{"Allow"}}
+	}
+	if !ok {
+		return &fault{
+			status: http.StatusMethodNotAllowed, header: [2]string{"Allow", strings.Join(slices.Sorted(maps.Keys(target)), ", ")},
+			text: "The method " + r.Method + " is not allowed for this resource.",
+		}
 	}
 	if !acceptsJSON(r.Header.Values("Accept")) {
 		return &fault{status: http.StatusNotAcceptable, text: "The only media type of this API is application/json."}
 	}
-	req := &request{Request: r, name: name}
-	if !target.open {
-		if req.identity, err = s.opts.Authenticate(r); err != nil {
+	if op.rule != open {
+		if err := s.admit(r, op.rule, who); err != nil {
 			return err
 		}
 	}
-	return target.serve(s, req, out)
+	return op.serve(s, &request{Request: r, caller: who, names: names}, out)
 }
 
-// target is what a path leads to; open ones need no identity.
-type target struct {
+// admit finds out who asks, and whether the policy's rule allows them to.
+func (s *server) admit(r *http.Request, rule string, who *caller) error {
+	if err := s.rates.mayFail(r); err != nil {
+		return err
+	}
+	id, err := s.opts.Authenticate(r)
+	if err != nil {
+		return cmp.Or(s.rates.take(address(r)), err)
+	}
+	*who = caller{Identity: id, all: s.opts.Policy.seesAll(&id)}
+	key := id.Project + " " + id.User
+	if key == " " {
+		key = address(r)
+	}
+	if err := s.rates.take(key); err != nil {
+		return err
+	}
+	if rule != anyone && !s.opts.Policy.allows(rule, &id) {
+		return errForbidden
+	}
+	return nil
+}
+
+// operation is what one method does on a path, and the policy's rule that
+// allows it.
+type operation struct {
+	rule  string
 	serve endpoint
-	open  bool
 }
 
-// collections are the endpoints below /v2: of the collection, and of one name
-// in it.
-var collections = map[string][2]endpoint{
-	"meters":       {(*server).meters, (*server).oldSamples},
-	"samples":      {(*server).samples, (*server).sample},
-	"resources":    {(*server).resources, (*server).resource},
-	"gaps":         {(*server).gaps},
-	"capabilities": {(*server).capabilities},
+// open is the rule of operations that need no identity.
+const open = ""
+
+// methods are the operations on a path.
+type methods map[string]operation
+
+func getting(rule string, serve endpoint) methods {
+	return methods{http.MethodGet: {rule, serve}}
+}
+
+func posting(rule string, serve endpoint) methods {
+	return methods{http.MethodPost: {rule, serve}}
+}
+
+// paths are the paths of the API; {} stands for any name.
+var paths = map[string]methods{
+	"":                            getting(open, (*server).version),
+	"v2/openapi.json":             getting(open, (*server).describe),
+	"healthcheck":                 getting(open, (*server).healthcheck),
+	"v2/capabilities":             getting(open, (*server).capabilities),
+	"v2/meters":                   getting("get_meters", (*server).meters),
+	"v2/meters/{}":                {http.MethodGet: {"get_samples", (*server).oldSamples}, http.MethodPost: {"create_samples", (*server).createSamples}},
+	"v2/meters/{}/statistics":     getting("compute_statistics", (*server).statistics),
+	"v2/samples":                  getting("get_samples", (*server).samples),
+	"v2/samples/{}":               getting("get_sample", (*server).sample),
+	"v2/resources":                getting("get_resources", (*server).resources),
+	"v2/resources/{}":             getting("get_resource", (*server).resource),
+	"v2/gaps":                     getting("get_gaps", (*server).gaps),
+	"v2/usage":                    getting("get_usage", (*server).usage),
+	"v2/query/samples":            posting("query_sample", (*server).querySamples),
+	"v2/events":                   getting("events:index", (*server).events),
+	"v2/events/{}":                getting("events:show", (*server).event),
+	"v2/event_types":              getting(anyone, (*server).eventTypes),
+	"v2/event_types/{}":           getting(anyone, (*server).eventType),
+	"v2/event_types/{}/traits":    getting(anyone, (*server).traitDescriptions),
+	"v2/event_types/{}/traits/{}": getting(anyone, (*server).traits),
+	"v2/ingest/samples":           posting("ingest", (*server).ingestSamples),
+	"v2/ingest/events":            posting("ingest", (*server).ingestEvents),
 }
 
 var errNoRoute = &fault{status: http.StatusNotFound, text: "The resource could not be found."}
 
-// route finds the endpoint of an escaped path and the name in it. It works on
-// the escaped path, so that an id may hold slashes: "a%2Fb" and "a%252Fb" are
+// route finds the operations of an escaped path and the names in it. It works
+// on the escaped path, so that an id may hold slashes: "a%2Fb" and "a%252Fb" are
 // both a/b.
-func route(path string) (target, string, error) {
+func route(path string) (methods, [2]string, error) {
+	var names [2]string
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	if len(parts) > 2 && parts[len(parts)-1] == "" {
 		parts = parts[:len(parts)-1]
 	}
-	if len(parts) == 1 && parts[0] == "" {
-		return target{serve: (*server).version, open: true}, "", nil
+	if len(parts) > 5 {
+		return nil, names, errNoRoute
 	}
-	if len(parts) == 1 && parts[0] == "healthcheck" {
-		return target{serve: (*server).healthcheck, open: true}, "", nil
-	}
-	if len(parts) < 2 || len(parts) > 4 || parts[0] != "v2" {
-		return target{}, "", errNoRoute
-	}
-	name := ""
-	if len(parts) > 2 {
+	for i := 2; i < len(parts); i += 2 {
+		if parts[1] == "query" || parts[1] == "ingest" {
+			break
+		}
 		var err error
-		if name, err = unescapeID(parts[2]); err != nil {
-			return target{}, "", err
+		if names[i/2-1], err = unescapeID(parts[i]); err != nil {
+			return nil, names, err
 		}
+		parts[i] = "{}"
 	}
-	if len(parts) == 4 {
-		if parts[1] != "meters" {
-			return target{}, "", errNoRoute
-		}
-		if parts[3] != "statistics" {
-			return target{}, "", &fault{status: http.StatusMethodNotAllowed, text: "A meter has statistics and nothing else below it."}
-		}
-		return target{serve: (*server).statistics}, name, nil
+	if found, ok := paths[strings.Join(parts, "/")]; ok {
+		return found, names, nil
 	}
-	e := collections[parts[1]][len(parts)-2]
-	if e == nil {
-		return target{}, "", errNoRoute
+	if len(parts) == 4 && parts[0] == "v2" && parts[1] == "meters" {
+		return methods{}, names, nil // as the original has it: nothing is allowed there
 	}
-	return target{serve: e, open: parts[1] == "capabilities"}, name, nil
+	return nil, names, errNoRoute
 }
 
 // unescapeID decodes a path element once, and once more where that leaves an
@@ -220,7 +319,18 @@ func root(r *http.Request) string {
 type fault struct {
 	status int
 	text   string
-	allow  string // the Allow header of a 405
+	header [2]string // one more header of the answer: name and value
+}
+
+// Unauthenticated is the error of an [Authenticator] that does not know who
+// asks. The challenge tells the client how to say so.
+func Unauthenticated(challenge string) error {
+	return &fault{status: http.StatusUnauthorized, text: "The request you have made requires authentication.", header: [2]string{"WWW-Authenticate", challenge}}
+}
+
+// Unavailable is the error of an [Authenticator] that cannot know now who asks.
+func Unavailable(text string) error {
+	return &fault{status: http.StatusServiceUnavailable, text: text}
 }
 
 func (f *fault) Error() string { return f.text }
@@ -242,8 +352,8 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	b = appendString(b, f.text)
 	b = append(b, `, "debuginfo": null}}`...)
 	w.Header().Set("Content-Type", "application/json")
-	if f.status == http.StatusMethodNotAllowed {
-		w.Header().Set("Allow", f.allow)
+	if f.header[0] != "" {
+		w.Header().Set(f.header[0], f.header[1])
 	}
 	w.WriteHeader(f.status)
 	if _, err := w.Write(b); err != nil {
@@ -259,6 +369,7 @@ const spillAt = 64 << 10
 type output struct {
 	w       http.ResponseWriter
 	kind    string // content type
+	status  int
 	buf     []byte
 	started bool
 }
@@ -273,8 +384,14 @@ func (o *output) spill() error {
 
 func (o *output) finish() error {
 	if !o.started {
-		o.w.Header().Set("Content-Type", o.kind)
+		if o.status != http.StatusNoContent {
+			o.w.Header().Set("Content-Type", o.kind)
+		}
+		o.w.WriteHeader(o.status)
 		o.started = true
+	}
+	if len(o.buf) == 0 {
+		return nil
 	}
 	_, err := o.w.Write(o.buf)
 	o.buf = o.buf[:0]

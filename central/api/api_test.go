@@ -124,7 +124,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		"search_offset that is no int":   {path: "/v2/samples?q.field=search_offset&q.value=x&q.field=timestamp&q.op=gt&q.value=2026-01-01&q.op=eq", status: 400, text: "Invalid input for field/attribute op. Value: 'gt'. unimplemented operator for search_offset"},
 		"search_offset that is text":     {path: "/v2/samples?q.field=search_offset&q.value=x", status: 400, text: "Invalid input for field/attribute search_offset. Value: 'x'. unable to convert to int. Error: invalid literal for int() with base 10: 'x'"},
 		"search_offset of eternity":      {path: "/v2/samples?q.field=search_offset&q.value=1000000001", status: 400, text: "Invalid input for field/attribute search_offset. Value: '1000000001'. It must be between -1000000000 and 1000000000 minutes."},
-		"metadata without a key":         {path: "/v2/samples?q.field=metadata.&q.value=1", status: 400, text: `Unknown argument: "metadata.": a key must follow the dot`},
+		"metadata without a key":         {path: "/v2/samples?q.field=metadata.&q.value=1", status: 400, text: `Unknown argument: "metadata.": a key of at most 1024 bytes must follow the dot`},
 		"boolean that is none":           {path: "/v2/samples?q.field=metadata.x&q.value=maybe&q.type=boolean", status: 400, text: "Unable to convert the value maybe to the expected data type boolean."},
 		"float that is infinite":         {path: "/v2/samples?q.field=metadata.x&q.value=inf&q.type=float", status: 400, text: "Unable to convert the value inf to the expected data type float."},
 		"time that is none":              {path: "/v2/samples?q.field=metadata.x&q.value=noon&q.type=datetime", status: 400, text: "Unable to convert the value noon to the expected data type datetime."},
@@ -155,11 +155,61 @@ func TestRequestsThatAreRefused(t *testing.T) {
 	}
 }
 
+// crowded is a store whose statistics have too many rows.
+type crowded struct{ store.Store }
+
+func (crowded) Statistics(_ context.Context, q store.StatisticsQuery) ([]store.Statistics, error) {
+	if q.MaxRows <= 0 {
+		return nil, errors.New("the rows are not bounded")
+	}
+	return nil, store.ErrTooManyRows
+}
+
+func TestLargeRequestsAreBounded(t *testing.T) {
+	h := api.New(crowded{storeOf(t)}, api.Options{})
+	terms := func(n int) string {
+		return `{"q": [` + strings.TrimSuffix(strings.Repeat(`{"field": "metadata.k", "value": "x"},`, n), ",") + `]}`
+	}
+	for name, tc := range map[string]struct {
+		path, body string
+		text       string
+	}{
+		"terms of a query":        {"/v2/samples", terms(1001), "1001 terms in a query, at most 1000 are taken."},
+		"terms of events":         {"/v2/events", terms(10_000), "10000 terms in a query, at most 1000 are taken."},
+		"a long key":              {"/v2/samples?q.value=1&q.field=metadata." + strings.Repeat("k", 1025), "", `Unknown argument: "metadata.kkk`},
+		"an unknown field":        {"/v2/samples?q.value=1&q.field=" + strings.Repeat("<b>", 100_000), "", `Unknown argument: "<b><b>`},
+		"an unknown argument":     {"/v2/samples?" + strings.Repeat("x", 300_000), "", `Unknown argument: "xxx`},
+		"a value of a wrong type": {"/v2/samples?q.field=metadata.x&q.type=integer&q.value=" + strings.Repeat("9", 300_000), "", "Unable to convert the value 999"},
+		"a list of limits":        {"/v2/samples?" + strings.Repeat("limit=1&", 50_000), "", "Invalid input for field/attribute limit. Value: '['1', '1'"},
+		"groups":                  {"/v2/meters/x/statistics?" + "groupby=metadata.a" + groupsOf(33), "", "34 fields to group by, at most 32 are taken."},
+		"groups that are none":    {"/v2/meters/x/statistics?groupby=" + strings.Repeat("x", 300_000), "", `Unknown argument: "{'xxx`},
+		"rows":                    {"/v2/meters/x/statistics?period=1", "", "The statistics have more than 600000 rows: ask for longer periods, fewer groups or less time."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := ask(h, http.MethodGet, tc.path, eventAdmin, tc.body)
+			if got := fault(t, w); w.Code != http.StatusBadRequest || !strings.HasPrefix(got, tc.text) {
+				t.Errorf("got %d %.300s\nwant 400 %s", w.Code, got, tc.text)
+			}
+			if w.Body.Len() > 60_000 { // an escaped < has six bytes
+				t.Errorf("the answer has %d bytes", w.Body.Len())
+			}
+		})
+	}
+}
+
+// groupsOf asks to group by so many keys.
+func groupsOf(n int) (args string) {
+	for i := range n {
+		args += fmt.Sprintf("&groupby=metadata.k%d", i)
+	}
+	return args
+}
+
 func TestHeadersOfAnswers(t *testing.T) {
 	h := api.New(storeOf(t), api.Options{})
 	id := regexp.MustCompile(`^req-[0-9a-f-]{36}$`)
 	for path, kind := range map[string]string{
-		"/": "application/json; charset=UTF-8", "/v2/meters": "application/json; charset=UTF-8",
+		"/": "application/json", "/v2/meters": "application/json; charset=UTF-8",
 		"/v2/zz": "application/json", "/healthcheck": "text/plain; charset=UTF-8",
 	} {
 		w := ask(h, http.MethodGet, path, map[string]string{"Accept": "text/plain, application/json; q=0.8"}, "")
@@ -624,7 +674,7 @@ func TestCapabilitiesSayWhatIsTrue(t *testing.T) {
 			t.Errorf("%s: got %d %s", function, status, body)
 		}
 	}
-	if got, want := slices.Sorted(maps.Keys(all)), []string{"api", "event_storage", "storage"}; !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(all)), []string{"alarm_storage", "api", "event_storage", "storage"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -2,11 +2,9 @@ package api
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/kvmeter/kvmeter/central/store"
-	"github.com/kvmeter/kvmeter/sample"
 )
 
 // Identity is who asks.
@@ -35,26 +33,30 @@ func NoAuth(r *http.Request) (Identity, error) {
 	return id, nil
 }
 
-func (id Identity) admin() bool { return id.Trusted || slices.Contains(id.Roles, "admin") }
+// caller is an identity and what the policy makes of it.
+type caller struct {
+	Identity
+	all bool // sees every project
+}
 
 var errForbidden = &fault{status: http.StatusForbidden, text: "RBAC Authorization Failed"}
 
-// scope is the one place that decides what an identity sees: everything, or
-// the samples of one project.
-func (id Identity) scope() (project string, limited bool, err error) {
-	if id.admin() {
+// scope is the one place that decides what a caller sees: everything, or the
+// samples of one project.
+func (c *caller) scope() (project string, limited bool, err error) {
+	if c.all {
 		return "", false, nil
 	}
-	if id.Project == "" {
+	if c.Project == "" {
 		return "", false, errForbidden
 	}
-	return id.Project, true, nil
+	return c.Project, true, nil
 }
 
-// restrict limits a query to what the identity sees. A query that names
-// another project is refused.
-func (id Identity) restrict(q *query) error {
-	project, limited, err := id.scope()
+// restrict limits a query to what the caller sees. A query that names another
+// project is refused.
+func (c *caller) restrict(q *query) error {
+	project, limited, err := c.scope()
 	if err != nil || !limited {
 		return err
 	}
@@ -67,16 +69,10 @@ func (id Identity) restrict(q *query) error {
 	return nil
 }
 
-// sees reports whether the identity sees a sample.
-func (id Identity) sees(s *sample.Sample) (bool, error) {
-	project, limited, err := id.scope()
-	return err == nil && (!limited || s.Project == project), err
-}
-
 // veil takes from a resource what its present owner, another project, has made
 // of it.
-func (id Identity) veil(r *store.Resource) {
-	if project, limited, err := id.scope(); err == nil && limited && r.Project != project {
+func (c *caller) veil(r *store.Resource) {
+	if project, limited, err := c.scope(); err == nil && limited && r.Project != project {
 		r.Project, r.User, r.Metadata = project, "", nil
 	}
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/url"
@@ -10,6 +11,7 @@ import (
 )
 
 func (s *server) version(r *request, out *output) error {
+	out.kind = "application/json" // the one answer to which the original adds no charset
 	out.buf = append(out.buf, `{"versions": {"values": [{"id": "v2", "status": "stable", "updated": "2013-02-13T00:00:00Z", "links": [{"href": `...)
 	out.buf = appendString(out.buf, root(r.Request)+"/v2")
 	out.buf = append(out.buf, `, "rel": "self"}, {"href": "http://docs.openstack.org/", "rel": "describedby", "type": "text/html"}], `...)
@@ -30,14 +32,16 @@ func (s *server) capabilities(r *request, out *output) error {
 	}
 	out.buf = append(out.buf, `{"api": {"meters:query:simple": true, "meters:query:metadata": true, `+
 		`"resources:query:simple": true, "resources:query:metadata": true, `+
-		`"samples:query:simple": true, "samples:query:metadata": true, "samples:query:complex": false, `+
+		`"samples:query:simple": true, "samples:query:metadata": true, "samples:query:complex": true, `+
 		`"statistics:groupby": true, "statistics:query:simple": true, "statistics:query:metadata": true, `+
 		`"statistics:aggregation:standard": true, "statistics:aggregation:selectable:max": true, `+
 		`"statistics:aggregation:selectable:min": true, "statistics:aggregation:selectable:sum": true, `+
 		`"statistics:aggregation:selectable:avg": true, "statistics:aggregation:selectable:count": true, `+
 		`"statistics:aggregation:selectable:stddev": true, "statistics:aggregation:selectable:cardinality": true, `+
-		`"events:query:simple": false}, "storage": {"storage:production_ready": true}, `+
-		`"event_storage": {"storage:production_ready": false}}`...)
+		`"events:query:simple": true, "alarms:query:simple": false, "alarms:query:complex": false, `+
+		`"alarms:history:query:simple": false, "alarms:history:query:complex": false}, `+
+		`"storage": {"storage:production_ready": true}, "event_storage": {"storage:production_ready": true}, `+
+		`"alarm_storage": {"storage:production_ready": false}}`...)
 	return nil
 }
 
@@ -48,7 +52,7 @@ func readQuery(r *request, p *params, known fields) (*query, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q, r.identity.restrict(q)
+	return q, r.caller.restrict(q)
 }
 
 // readMetadata says how metadata is to be printed.
@@ -136,11 +140,11 @@ func (s *server) samples(r *request, out *output) error {
 }
 
 func (s *server) oldSamples(r *request, out *output) error {
-	return s.sampleList(r, out, &oldNames, func(q *query) { q.set(store.FieldMeter, r.name) })
+	return s.sampleList(r, out, &oldNames, func(q *query) { q.set(store.FieldMeter, r.names[0]) })
 }
 
 func (s *server) sampleList(r *request, out *output, n *names, also func(*query)) error {
-	p, err := readParams(r.Request, "q", "limit", "metadata", "extra")
+	p, err := readParams(r.Request, "q", "limit", "marker", "metadata", "extra")
 	if err != nil {
 		return err
 	}
@@ -161,18 +165,34 @@ func (s *server) sampleList(r *request, out *output, n *names, also func(*query)
 		return err
 	}
 	also(q)
+	page, err := s.afterSample(r, p)
+	if err != nil {
+		return err
+	}
 	list := listOf(out, limit)
-	var sent error
-	err = s.store.Samples(r.Context(), q.filter(), func(smp store.Sample) bool {
-		var more bool
-		more, sent = list.add(func(b []byte) []byte { return appendSample(b, &smp, n, m, extra) })
-		return more && sent == nil
+	err = s.eachSample(r.Context(), page.filter(q.filter()), func(smp *store.Sample) (bool, error) {
+		if page.before(smp.ID.String(), smp.Time < page.at) {
+			return true, nil
+		}
+		return list.add(func(b []byte) []byte { return appendSample(b, smp, n, m, extra) })
 	})
-	if err := errors.Join(err, sent); err != nil {
+	if err != nil {
 		return err
 	}
 	list.end()
 	return nil
+}
+
+// eachSample calls each with the samples that match, newest first, until it
+// returns false.
+func (s *server) eachSample(ctx context.Context, f store.Filter, each func(*store.Sample) (bool, error)) error {
+	var sent error
+	err := s.store.Samples(ctx, f, func(smp store.Sample) bool {
+		var more bool
+		more, sent = each(&smp)
+		return more && sent == nil
+	})
+	return errors.Join(err, sent)
 }
 
 func (s *server) sample(r *request, out *output) error {
@@ -188,17 +208,17 @@ func (s *server) sample(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
-	found, err := s.store.Sample(r.Context(), sample.ParseID(r.name))
-	if errors.Is(err, store.ErrNotFound) {
-		return notFound("Sample", r.name)
-	}
+	// First, so that who sees nothing learns nothing.
+	project, limited, err := r.caller.scope()
 	if err != nil {
 		return err
 	}
-	if visible, err := r.identity.sees(&found.Sample); err != nil {
+	found, err := s.store.Sample(r.Context(), sample.ParseID(r.names[0]))
+	if errors.Is(err, store.ErrNotFound) || err == nil && limited && found.Project != project {
+		return notFound("Sample", r.names[0])
+	}
+	if err != nil {
 		return err
-	} else if !visible {
-		return notFound("Sample", r.name)
 	}
 	out.buf = appendSample(out.buf, &found, &newNames, m, extra)
 	return nil
@@ -209,7 +229,7 @@ func notFound(what, name string) error {
 }
 
 func (s *server) resources(r *request, out *output) error {
-	p, err := readParams(r.Request, "q", "limit", "meter_links", "metadata")
+	p, err := readParams(r.Request, "q", "limit", "marker", "meter_links", "metadata")
 	if err != nil {
 		return err
 	}
@@ -233,10 +253,17 @@ func (s *server) resources(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
+	marker, _, err := p.one("marker")
+	if err != nil {
+		return err
+	}
 	base := root(r.Request)
 	list := listOf(out, limit)
 	for i := range resources {
-		r.identity.veil(&resources[i])
+		if resources[i].ID <= marker && marker != "" {
+			continue
+		}
+		r.caller.veil(&resources[i])
 		more, err := list.add(func(b []byte) []byte { return appendResource(b, &resources[i], m, base, links != 0) })
 		if err != nil {
 			return err
@@ -262,15 +289,15 @@ func (s *server) resource(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
-	q.set(store.FieldResource, r.name)
+	q.set(store.FieldResource, r.names[0])
 	resources, err := s.store.Resources(r.Context(), q.filter())
 	if err != nil {
 		return err
 	}
 	if len(resources) == 0 {
-		return notFound("Resource", r.name)
+		return notFound("Resource", r.names[0])
 	}
-	r.identity.veil(&resources[0])
+	r.caller.veil(&resources[0])
 	out.buf = appendResource(out.buf, &resources[0], m, root(r.Request), true)
 	return nil
 }
@@ -302,11 +329,8 @@ func appendLink(dst []byte, href, rel string) []byte {
 }
 
 // gaps lists what is known to be missing, newest first. It names nodes and
-// their troubles, so it is for admins.
+// their troubles, so it is for those who see every project.
 func (s *server) gaps(r *request, out *output) error {
-	if !r.identity.admin() {
-		return errForbidden
-	}
 	p, err := readParams(r.Request, "start", "end", "limit")
 	if err != nil {
 		return err

@@ -20,14 +20,14 @@ func badRequest(format string, args ...any) error {
 }
 
 func invalidInput(field, value, why string) error {
-	return badRequest("Invalid input for field/attribute %s. Value: '%s'. %s", field, value, why)
+	return badRequest("Invalid input for field/attribute %s. Value: '%s'. %s", field, clip(value), why)
 }
 
 func unknownArgument(name, why string) error {
 	if why != "" {
 		why = ": " + why
 	}
-	return badRequest("Unknown argument: \"%s\"%s", name, why)
+	return badRequest("Unknown argument: \"%s\"%s", clip(name), why)
 }
 
 // params are the arguments of a request: those of the query string, then
@@ -47,33 +47,62 @@ var attributes = map[string][]string{
 	"aggregate": {"func", "param"},
 }
 
-// maxBody bounds the body of a request, in bytes.
+// maxBody bounds the body of a request that asks, in bytes.
 const maxBody = 1 << 20
+
+// maxEcho bounds how much of what a client sent an error repeats, in bytes.
+const maxEcho = 4096
+
+func newParams() *params {
+	return &params{plain: map[string][]string{}, objects: map[string][]object{}}
+}
 
 // readParams reads the arguments of r and refuses those that are not known.
 func readParams(r *http.Request, known ...string) (*params, error) {
-	p := &params{plain: map[string][]string{}, objects: map[string][]object{}}
+	p := newParams()
 	if err := p.readQuery(r.URL.RawQuery, known); err != nil {
 		return nil, err
 	}
-	if r.Body == nil || r.Body == http.NoBody {
-		return p, nil
+	body, err := readBody(r, maxBody)
+	if err != nil || len(body) == 0 {
+		return p, err
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return nil, &fault{status: http.StatusRequestEntityTooLarge, text: fmt.Sprintf("The request body is larger than %d bytes.", maxBody)}
+	return p, p.readBody(body, known)
+}
+
+// readBody returns the JSON that a request has in its body, without blanks
+// around it, or nothing. It may have at most so many bytes.
+func readBody(r *http.Request, most int64) ([]byte, error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, nil
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, most))
+	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
+		return nil, tooLarge(fmt.Sprintf("The request body is larger than %d bytes.", most))
 	}
 	if err != nil {
 		return nil, badRequest("The request body could not be read.")
 	}
-	if len(bytes.TrimSpace(body)) == 0 {
-		return p, nil
+	if body = bytes.TrimSpace(body); len(body) == 0 {
+		return nil, nil
 	}
 	kind := r.Header.Get("Content-Type")
 	if media, _, err := mime.ParseMediaType(kind); err != nil || media != "application/json" {
 		return nil, &fault{status: http.StatusUnsupportedMediaType, text: "Unknown mimetype: " + kind}
 	}
-	return p, p.readBody(body, known)
+	return body, nil
+}
+
+func tooLarge(text string) error {
+	return &fault{status: http.StatusRequestEntityTooLarge, text: text}
+}
+
+// clip cuts text that an error repeats.
+func clip(text string) string {
+	if len(text) <= maxEcho {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxEcho], "") + "…"
 }
 
 var indexed = regexp.MustCompile(`^(q|aggregate)(?:\[([0-9]{1,6})\])?\.(.*)$`)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -54,12 +55,8 @@ func (q *query) set(f store.Field, value any) { q.equal[f] = value }
 // the last one holds.
 func parseQuery(terms []object, known fields) (*query, error) {
 	q := &query{equal: map[store.Field]any{}, metadata: map[string]store.Filter{}}
-	for _, t := range terms {
-		for _, attr := range []string{"field", "value"} {
-			if _, ok := t[attr]; !ok {
-				return nil, invalidInput("q."+attr, "None", "Mandatory field missing.")
-			}
-		}
+	if err := complete(terms); err != nil {
+		return nil, err
 	}
 	hasOffset := false
 	for _, t := range terms {
@@ -89,6 +86,22 @@ func parseQuery(terms []object, known fields) (*query, error) {
 	return q, nil
 }
 
+// complete refuses terms that lack a field or a value, and more than a query may
+// have.
+func complete(terms []object) error {
+	if len(terms) > maxTerms {
+		return badRequest("%d terms in a query, at most %d are taken.", len(terms), maxTerms)
+	}
+	for _, t := range terms {
+		for _, attr := range []string{"field", "value"} {
+			if _, ok := t[attr]; !ok {
+				return invalidInput("q."+attr, "None", "Mandatory field missing.")
+			}
+		}
+	}
+	return nil
+}
+
 func op(t object) string {
 	if t["op"] == "" {
 		return "eq"
@@ -98,7 +111,7 @@ func op(t object) string {
 
 func onlyEq(t object) error {
 	if op(t) != "eq" {
-		return invalidInput("op", op(t), "unimplemented operator for "+t["field"])
+		return invalidInput("op", op(t), "unimplemented operator for "+clip(t["field"]))
 	}
 	return nil
 }
@@ -109,7 +122,7 @@ func (q *query) addEqual(field string, t object, terms []object, known fields) e
 		name = short
 	}
 	if !slices.Contains(known.names, name) {
-		return unknownArgument(name, fmt.Sprintf("unrecognized field in query: %s, valid keys: %s", describe(terms), describeNames(known.names)))
+		return unknownArgument(name, fmt.Sprintf("unrecognized field in query: %s, valid keys: %s", clip(describe(terms)), describeNames(known.names)))
 	}
 	if err := onlyEq(t); err != nil {
 		return err
@@ -199,8 +212,8 @@ func (q *query) addMetadata(field, path string, t object) error {
 	for i, v := range values {
 		either[i] = store.Filter{Cond: &store.Cond{Field: store.FieldMetadata, Key: path, Op: store.Eq, Value: v}}
 	}
-	if path == "" {
-		return unknownArgument(field, "a key must follow the dot")
+	if path == "" || len(path) > maxKey {
+		return unknownArgument(field, fmt.Sprintf("a key of at most %d bytes must follow the dot", maxKey))
 	}
 	q.metadata[path] = either[0]
 	if len(either) > 1 {
@@ -212,7 +225,7 @@ func (q *query) addMetadata(field, path string, t object) error {
 // metadataValues returns the values any of which a metadata term asks for: one,
 // or for a time all its usual spellings.
 func metadataValues(text, kind string) ([]any, error) {
-	unable := badRequest("Unable to convert the value %s to the expected data type %s.", text, kind)
+	unable := badRequest("Unable to convert the value %s to the expected data type %s.", clip(text), kind)
 	word := strings.TrimSpace(text)
 	switch kind {
 	case "":
@@ -248,7 +261,7 @@ func metadataValues(text, kind string) ([]any, error) {
 		spaced := strings.Replace(iso, "T", " ", 1)
 		return []any{iso, iso + "Z", iso + "+00:00", spaced, spaced + "Z", spaced + "+00:00"}, nil
 	}
-	return nil, badRequest("The data type %s is not supported. The supported data type list is: ['integer', 'float', 'string', 'boolean', 'datetime']", kind)
+	return nil, badRequest("The data type %s is not supported. The supported data type list is: ['integer', 'float', 'string', 'boolean', 'datetime']", clip(kind))
 }
 
 // filter returns what the store is to look for.
@@ -287,19 +300,22 @@ var timeLayouts = []string{
 // parseTime reads a time as ISO 8601 has it, UTC unless it names a zone, and
 // returns it in µs since the Unix epoch.
 func parseTime(s string) (int64, error) {
+	t, _, err := readTime(s)
+	return t.UnixMicro(), err
+}
+
+// readTime is parseTime that keeps the zone and says whether there was one.
+func readTime(s string) (t time.Time, zoned bool, err error) {
 	s = strings.TrimSpace(s)
 	if len(s) > 10 && s[10] == ' ' {
 		s = s[:10] + "T" + s[11:]
 	}
-	var first error
 	for _, layout := range timeLayouts {
-		t, err := time.Parse(layout, s)
-		if err == nil {
-			return t.UnixMicro(), nil
+		t, e := time.Parse(layout, s)
+		if e == nil {
+			return t, strings.Contains(layout, "07"), nil
 		}
-		if first == nil {
-			first = err
-		}
+		err = cmp.Or(err, e)
 	}
-	return 0, first
+	return time.Time{}, false, err
 }

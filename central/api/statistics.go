@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"strings"
@@ -21,6 +22,12 @@ var groupFields = map[string]store.Field{
 // maxPeriod bounds the length of a bucket: 8000 years, in seconds.
 const maxPeriod = 8000 * 365 * 24 * 3600
 
+// Bounds of an answer: a year of minutes has fewer rows.
+const (
+	maxRows   = 600_000
+	maxGroups = 32 // fields to group by
+)
+
 func (s *server) statistics(r *request, out *output) error {
 	p, err := readParams(r.Request, "q", "groupby", "period", "aggregate")
 	if err != nil {
@@ -30,7 +37,7 @@ func (s *server) statistics(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
-	q.set(store.FieldMeter, r.name)
+	q.set(store.FieldMeter, r.names[0])
 	ask := store.StatisticsQuery{Filter: q.filter()}
 	if ask.Period, err = p.integer("period", 0); err != nil {
 		return err
@@ -56,12 +63,20 @@ func (s *server) statistics(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
+	ask.NoSquares, ask.MaxRows = true, maxRows
 	for _, a := range selected {
-		if a.function == "cardinality" {
+		switch a.function {
+		case "cardinality":
 			ask.Cardinality = append(ask.Cardinality, groupFields[a.param])
+		case "stddev":
+			ask.NoSquares = false
 		}
 	}
+	ask.NoSquares = !slices.ContainsFunc(selected, func(a aggregate) bool { return a.function == "stddev" })
 	rows, err := s.store.Statistics(r.Context(), ask)
+	if errors.Is(err, store.ErrTooManyRows) {
+		return badRequest("The statistics have more than %d rows: ask for longer periods, fewer groups or less time.", maxRows)
+	}
 	if err != nil {
 		return err
 	}
@@ -85,9 +100,12 @@ func readGroups(asked []string) ([]string, error) {
 			groups = append(groups, name)
 		}
 	}
+	if len(groups) > maxGroups {
+		return nil, badRequest("%d fields to group by, at most %d are taken.", len(groups), maxGroups)
+	}
 	if bad != nil {
 		slices.Sort(bad)
-		return nil, unknownArgument("{"+strings.Join(slices.Compact(bad), ", ")+"}", "Invalid groupby fields")
+		return nil, unknownArgument(clip("{"+strings.Join(slices.Compact(bad), ", ")+"}"), "Invalid groupby fields")
 	}
 	return groups, nil
 }

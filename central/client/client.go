@@ -1,5 +1,6 @@
 // Package client asks the Telemetry API v2 of kvmeter (or of the original
-// service) for meters, samples, resources, statistics and gaps. Numbers keep
+// service) for meters, samples, resources, statistics, events and gaps, and sends
+// samples to it. Numbers keep
 // the digits of the answer; times are the API's texts, UTC without a zone.
 package client
 
@@ -125,6 +126,33 @@ type Gap struct {
 	Reason   string `json:"reason"`
 }
 
+// UsageQuery asks how much was used from Start to End (times, UTC; empty: this
+// month, until now), told apart by the values of metadata.
+type UsageQuery struct {
+	Query      []Term
+	Start, End string
+	SplitBy    []string
+}
+
+// Usage is how much a project used of a meter and resource.
+type Usage struct {
+	Project  *string            `json:"project_id"`
+	Resource string             `json:"resource_id"`
+	Meter    string             `json:"meter"`
+	Type     string             `json:"type"`
+	Unit     string             `json:"unit"`
+	Source   *string            `json:"source"`
+	Split    map[string]*string `json:"split"`
+	Quantity json.Number        `json:"quantity"` // exact
+	Of       string             `json:"quantity_unit"`
+	Samples  json.Number        `json:"samples"`
+	First    string             `json:"first"`
+	Last     string             `json:"last"`
+	Covered  json.Number        `json:"covered"` // seconds
+	Origins  []string           `json:"origins"`
+	Gaps     []Gap              `json:"gaps"`
+}
+
 // Aggregate is a function that statistics are asked for: max, min, sum, avg,
 // count, stddev, or cardinality with a field as its Param.
 type Aggregate struct{ Func, Param string }
@@ -160,6 +188,11 @@ func (c *Client) MeterSamples(ctx context.Context, meter string, query []Term, l
 	if err != nil {
 		return nil, err
 	}
+	return fromOld(entries)
+}
+
+// fromOld reads samples in the form of /v2/meters/{name}.
+func fromOld(entries []json.RawMessage) ([]Sample, error) {
 	samples := make([]Sample, len(entries))
 	for i, entry := range entries {
 		var old oldSample
@@ -220,6 +253,127 @@ func (c *Client) Gaps(ctx context.Context, start, end string, limit int) ([]Gap,
 	return get[[]Gap](ctx, c, "/v2/gaps", args)
 }
 
+// NewSample is a sample to create. Values of Metadata are texts; a dot in a
+// name nests.
+type NewSample struct {
+	Meter    string            `json:"counter_name"`
+	Type     string            `json:"counter_type"`
+	Unit     string            `json:"counter_unit"`
+	Volume   json.Number       `json:"counter_volume"`
+	Resource string            `json:"resource_id"`
+	Project  string            `json:"project_id,omitempty"`
+	User     string            `json:"user_id,omitempty"`
+	Time     string            `json:"timestamp,omitempty"`
+	Metadata map[string]string `json:"resource_metadata,omitempty"`
+}
+
+// CreateSamples sends samples, all of the meter, and returns them as they were
+// taken. samples is a []NewSample, or JSON that the caller has. With direct they
+// are stored when it returns, else they pass the pipelines.
+func (c *Client) CreateSamples(ctx context.Context, meter string, samples any, direct bool) ([]Sample, error) {
+	args := url.Values{}
+	if direct {
+		args.Set("direct", "true")
+	}
+	entries, err := do[[]json.RawMessage](ctx, c, http.MethodPost, "/v2/meters/"+escapeID(meter), args, samples)
+	if err != nil {
+		return nil, err
+	}
+	return fromOld(entries)
+}
+
+// QuerySamples lists samples that a complex query selects. filter and orderBy
+// are JSON; empty ones are left out.
+func (c *Client) QuerySamples(ctx context.Context, filter, orderBy string, limit int) ([]Sample, error) {
+	query := map[string]any{}
+	if filter != "" {
+		query["filter"] = filter
+	}
+	if orderBy != "" {
+		query["orderby"] = orderBy
+	}
+	if limit != 0 {
+		query["limit"] = limit
+	}
+	return do[[]Sample](ctx, c, http.MethodPost, "/v2/query/samples", nil, query)
+}
+
+// Trait is a value of an event. Its Type is string, integer, float or datetime.
+type Trait struct {
+	Name  string `json:"name"`
+	Type  string `json:"type"`
+	Value string `json:"value"`
+}
+
+// Event is what a service said that happened.
+type Event struct {
+	ID        string          `json:"message_id"`
+	Type      string          `json:"event_type"`
+	Generated string          `json:"generated"`
+	Traits    []Trait         `json:"traits"`
+	Raw       json.RawMessage `json:"raw"`
+}
+
+// Events lists events, oldest first.
+func (c *Client) Events(ctx context.Context, query []Term, limit int) ([]Event, error) {
+	return get[[]Event](ctx, c, "/v2/events", arguments(query, limit))
+}
+
+// Event returns the event with the given id.
+func (c *Client) Event(ctx context.Context, id string) (Event, error) {
+	return get[Event](ctx, c, "/v2/events/"+escapeID(id), nil)
+}
+
+// EventTypes lists the types of all events.
+func (c *Client) EventTypes(ctx context.Context) ([]string, error) {
+	return get[[]string](ctx, c, "/v2/event_types", nil)
+}
+
+// TraitDescriptions lists the names and types of the traits that events of a type
+// have.
+func (c *Client) TraitDescriptions(ctx context.Context, eventType string) ([]Trait, error) {
+	return get[[]Trait](ctx, c, "/v2/event_types/"+escapeID(eventType)+"/traits", nil)
+}
+
+// Traits lists the values of a trait that events of a type have.
+func (c *Client) Traits(ctx context.Context, eventType, name string) ([]Trait, error) {
+	return get[[]Trait](ctx, c, "/v2/event_types/"+escapeID(eventType)+"/traits/"+escapeID(name), nil)
+}
+
+// Capabilities says what the API and its stores can do, by part.
+func (c *Client) Capabilities(ctx context.Context) (map[string]map[string]bool, error) {
+	return get[map[string]map[string]bool](ctx, c, "/v2/capabilities", nil)
+}
+
+// Usage lists what was used, sorted by resource and meter.
+func (c *Client) Usage(ctx context.Context, q UsageQuery) ([]Usage, error) {
+	return get[[]Usage](ctx, c, "/v2/usage", q.arguments())
+}
+
+// CopyUsage writes what was used to w as the API sends it: json, csv or parquet.
+func (c *Client) CopyUsage(ctx context.Context, w io.Writer, q UsageQuery, format string) error {
+	args := q.arguments()
+	args.Set("format", format)
+	resp, err := c.ask(ctx, http.MethodGet, "/v2/usage", args, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
+func (q *UsageQuery) arguments() url.Values {
+	args := arguments(q.Query, 0)
+	for name, value := range map[string]string{"start": q.Start, "end": q.End} {
+		if value != "" {
+			args.Set(name, value)
+		}
+	}
+	args["split"] = q.SplitBy
+	return args
+}
+
 // arguments sends four lists of equal length, so that positions hold.
 func arguments(query []Term, limit int) url.Values {
 	args := url.Values{}
@@ -256,16 +410,45 @@ func escapeID(id string) string {
 // maxError bounds how much of an error's body is read.
 const maxError = 1 << 16
 
-func get[T any](ctx context.Context, c *Client, path string, args url.Values) (answer T, err error) {
+func get[T any](ctx context.Context, c *Client, path string, args url.Values) (T, error) {
+	return do[T](ctx, c, http.MethodGet, path, args, nil)
+}
+
+// do asks and reads the answer. A body that is not nil is sent as JSON.
+func do[T any](ctx context.Context, c *Client, method, path string, args url.Values, body any) (answer T, err error) {
+	resp, err := c.ask(ctx, method, path, args, body)
+	if err != nil {
+		return answer, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return answer, fmt.Errorf("read the API's answer: %w", err)
+	}
+	return answer, nil
+}
+
+// ask returns the response of a request that succeeded.
+func (c *Client) ask(ctx context.Context, method, path string, args url.Values, body any) (*http.Response, error) {
 	address := strings.TrimSuffix(strings.TrimSuffix(c.Endpoint, "/"), "/v2") + path
 	if len(args) > 0 {
 		address += "?" + args.Encode()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	var content io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		content = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, address, content)
 	if err != nil {
-		return answer, fmt.Errorf("address of the API: %w", err)
+		return nil, fmt.Errorf("address of the API: %w", err)
 	}
 	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	if c.Token != "" {
 		req.Header.Set("X-Auth-Token", c.Token)
 	}
@@ -275,17 +458,14 @@ func get[T any](ctx context.Context, c *Client, path string, args url.Values) (a
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return answer, err
+		return nil, err
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxError)) // what came of it is still the best text
-		return answer, &Error{Status: resp.StatusCode, Text: faultText(body, resp.Status)}
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return answer, fmt.Errorf("read the API's answer: %w", err)
-	}
-	return answer, nil
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxError)) // what came of it is still the best text
+	return nil, &Error{Status: resp.StatusCode, Text: faultText(text, resp.Status)}
 }
 
 // faultText finds the text in an error's body: an object's faultstring, or

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/kvmeter/kvmeter/sample"
@@ -94,29 +96,99 @@ func compileList(op predicateOp, fs []Filter) (*Predicate, error) {
 
 // checked returns the condition with its value in the form that eval expects.
 func (c Cond) checked() (*Cond, error) {
+	var err error
 	switch c.Op {
 	case Eq, Ne, Lt, Le, Gt, Ge:
+		c.Value, err = c.comparable(c.Value)
+	case In:
+		c.compiled, err = c.list()
+	case Match:
+		c.compiled, err = c.pattern()
 	default:
-		return nil, fmt.Errorf("%s: unknown operator %q", c.Field, c.Op)
+		err = fmt.Errorf("%s: unknown operator %q", c.Field, c.Op)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+// comparable returns a value in the form that it is compared in.
+func (c *Cond) comparable(value any) (any, error) {
 	ok := false
 	switch c.Field {
 	case FieldMeter, FieldKind, FieldUnit, FieldResource, FieldProject, FieldUser, FieldSource, FieldID:
-		_, ok = c.Value.(string)
-		ok = ok || c.Value == nil && c.Op == Eq
+		_, ok = value.(string)
+		ok = ok || value == nil && c.Op == Eq
 	case FieldTime, FieldRecorded:
-		_, ok = c.Value.(int64)
+		_, ok = value.(int64)
 	case FieldVolume:
-		_, ok = c.Value.(sample.Volume)
+		_, ok = value.(sample.Volume)
 	case FieldMetadata:
-		c.Value, ok = metadataValue(c.Value)
+		value, ok = metadataValue(value)
 	default:
 		return nil, fmt.Errorf("unknown field %q", c.Field)
 	}
 	if !ok {
-		return nil, fmt.Errorf("%s: cannot compare (%s) with a value of type %T", c.Field, c.Op, c.Value)
+		return nil, fmt.Errorf("%s: cannot compare (%s) with a value of type %T", c.Field, c.Op, value)
 	}
-	return &c, nil
+	return value, nil
+}
+
+// compiled is what In and Match need to be quick.
+type compiled struct {
+	// The values of a list: texts and times by themselves, volumes sorted, and
+	// what else metadata can be.
+	texts   map[string]struct{}
+	times   map[int64]struct{}
+	volumes []sample.Volume
+	others  []any
+	re      *regexp.Regexp
+}
+
+// MaxPattern bounds the length of a pattern, in bytes. RE2 matches in a time
+// that grows with it and with the text, and no faster.
+const MaxPattern = 1000
+
+func (c *Cond) pattern() (*compiled, error) {
+	pattern, ok := c.Value.(string)
+	if !ok {
+		return nil, fmt.Errorf("%s: a pattern is a string, not a %T", c.Field, c.Value)
+	}
+	if len(pattern) > MaxPattern {
+		return nil, fmt.Errorf("%s: a pattern of %d bytes, at most %d are taken", c.Field, len(pattern), MaxPattern)
+	}
+	re, err := regexp.Compile(pattern)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Field, err)
+	}
+	return &compiled{re: re}, nil
+}
+
+func (c *Cond) list() (*compiled, error) {
+	values, ok := c.Value.([]any)
+	if !ok {
+		return nil, fmt.Errorf("%s: cannot look for a %T in a list", c.Field, c.Value)
+	}
+	l := &compiled{texts: map[string]struct{}{}, times: map[int64]struct{}{}}
+	for _, v := range values {
+		v, err := c.comparable(v)
+		if err != nil {
+			return nil, err
+		}
+		switch v := v.(type) {
+		case string:
+			l.texts[v] = struct{}{}
+		case int64:
+			l.times[v] = struct{}{}
+		case sample.Volume:
+			l.volumes = append(l.volumes, v)
+		default:
+			l.others = append(l.others, v)
+		}
+	}
+	slices.SortFunc(l.volumes, Compare)
+	return l, nil
 }
 
 // combine builds And, Or or Not and folds constants.
@@ -301,11 +373,11 @@ func (p *Predicate) evalCond(s *Sample, doc *Document) Truth {
 	c := p.cond
 	switch c.Field {
 	case FieldTime:
-		return c.Op.holds(cmp.Compare(s.Time, c.Value.(int64)))
+		return c.time(s.Time)
 	case FieldRecorded:
-		return c.Op.holds(cmp.Compare(s.Recorded, c.Value.(int64)))
+		return c.time(s.Recorded)
 	case FieldVolume:
-		return c.Op.holds(Compare(s.Volume, c.Value.(sample.Volume)))
+		return c.volume(s.Volume)
 	case FieldMetadata:
 		v, ok := doc.Lookup(c.Key)
 		if !ok {
@@ -324,14 +396,43 @@ func (p *Predicate) evalCond(s *Sample, doc *Document) Truth {
 
 // Text compares a name or id, which is unknown where it is empty.
 func (c *Cond) Text(have string) Truth {
-	want, ok := c.Value.(string)
-	if !ok {
+	want, text := c.Value.(string)
+	switch {
+	case !text && c.Op != In:
 		return truth(have == "")
-	}
-	if have == "" {
+	case have == "":
 		return Unknown
+	case c.Op == In:
+		_, ok := c.compiled.texts[have]
+		return truth(ok)
+	case c.Op == Match:
+		return truth(c.compiled.re.MatchString(have))
 	}
 	return c.Op.holds(strings.Compare(have, want))
+}
+
+func (c *Cond) time(have int64) Truth {
+	switch c.Op {
+	case In:
+		_, ok := c.compiled.times[have]
+		return truth(ok)
+	case Match:
+		var text [32]byte
+		return truth(c.compiled.re.Match(sample.AppendTime(text[:0], have)))
+	}
+	return c.Op.holds(cmp.Compare(have, c.Value.(int64)))
+}
+
+func (c *Cond) volume(have sample.Volume) Truth {
+	switch c.Op {
+	case In:
+		_, ok := slices.BinarySearchFunc(c.compiled.volumes, have, Compare)
+		return truth(ok)
+	case Match:
+		var text [32]byte
+		return truth(c.compiled.re.Match(have.AppendAPI(text[:0])))
+	}
+	return c.Op.holds(Compare(have, c.Value.(sample.Volume)))
 }
 
 // Text returns the value of a field that is a name or an id; ok is false for
@@ -378,8 +479,20 @@ func (o Op) holds(order int) Truth {
 // compareMetadata compares a value of the document. Values of different types
 // are never equal and have no order.
 func (c *Cond) compareMetadata(have any) Truth {
-	if c.Op == Eq || c.Op == Ne {
+	switch c.Op {
+	case Eq, Ne:
 		return truth(equal(have, c.Value) == (c.Op == Eq))
+	case In:
+		if text, ok := have.(string); ok {
+			_, ok := c.compiled.texts[text]
+			return truth(ok)
+		}
+		return truth(slices.ContainsFunc(c.compiled.others, func(v any) bool { return equal(have, v) }))
+	case Match:
+		if text, ok := have.(string); ok {
+			return truth(c.compiled.re.MatchString(text))
+		}
+		return Unknown
 	}
 	switch want := c.Value.(type) {
 	case json.Number:

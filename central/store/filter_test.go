@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/big"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/kvmeter/kvmeter/central/store"
@@ -150,6 +151,73 @@ func TestMayRulesOutOnlyWhatCannotMatch(t *testing.T) {
 	}
 	if ruledOut < 100 {
 		t.Errorf("only %d cases were ruled out; the test is blind", ruledOut)
+	}
+}
+
+func TestListsAndPatterns(t *testing.T) {
+	s := &store.Sample{Sample: sample.Sample{
+		ID: sample.ParseID("id-1"), Name: "cpu", Volume: sample.Uint(50), Resource: "vm-1", Time: 1_500_000,
+	}, Recorded: 2_000_000}
+	doc := store.NewDocument([]byte(`{"n": 2, "s": "small", "b": true, "l": ["a"]}`))
+	meta := func(key string, op store.Op, value any) store.Filter {
+		return store.Filter{Cond: &store.Cond{Field: store.FieldMetadata, Key: key, Op: op, Value: value}}
+	}
+	for name, tc := range map[string]struct {
+		filter store.Filter
+		want   store.Truth
+	}{
+		"a text of a list":                         {store.Where(store.FieldMeter, store.In, []any{"mem", "cpu"}), store.True},
+		"a text of no list":                        {store.Where(store.FieldMeter, store.In, []any{"mem"}), store.False},
+		"an unknown text":                          {store.Where(store.FieldProject, store.In, []any{"p1"}), store.Unknown},
+		"an id of a list":                          {store.Where(store.FieldID, store.In, []any{"id-2", "id-1"}), store.True},
+		"a time of a list":                         {store.Where(store.FieldTime, store.In, []any{int64(1), int64(1_500_000)}), store.True},
+		"a number of a list, whatever its tag":     {store.Where(store.FieldVolume, store.In, []any{sample.Int(-1), sample.Float(50)}), store.True},
+		"a number of no list":                      {store.Where(store.FieldVolume, store.In, []any{sample.Float(50.5)}), store.False},
+		"metadata of a list":                       {meta("n", store.In, []any{"2", 2.0}), store.True},
+		"metadata of another type":                 {meta("n", store.In, []any{"2"}), store.False},
+		"metadata of a list of texts":              {meta("s", store.In, []any{"large", "small"}), store.True},
+		"metadata that is missing":                 {meta("x", store.In, []any{"large"}), store.Unknown},
+		"a pattern matches anywhere":               {store.Where(store.FieldMeter, store.Match, "p"), store.True},
+		"a pattern may be bound":                   {store.Where(store.FieldMeter, store.Match, "^p"), store.False},
+		"a pattern does not match an unknown text": {store.Where(store.FieldUser, store.Match, ".*"), store.Unknown},
+		"a pattern of an id":                       {store.Where(store.FieldID, store.Match, "^id-[0-9]$"), store.True},
+		"a pattern of a number":                    {store.Where(store.FieldVolume, store.Match, `^50\.0$`), store.True},
+		"a pattern of a time":                      {store.Where(store.FieldTime, store.Match, `^1970-01-01T00:00:01\.500000$`), store.True},
+		"a pattern of the time of storing":         {store.Where(store.FieldRecorded, store.Match, "02$"), store.True},
+		"a pattern of metadata":                    {meta("s", store.Match, "(?i)^SM"), store.True},
+		"a pattern of metadata that is no text":    {meta("n", store.Match, "2"), store.Unknown},
+	} {
+		p, err := store.Compile(tc.filter)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		negated, err := store.Compile(store.Filter{Not: &tc.filter})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := store.Unknown
+		switch {
+		case p.Match(s, doc):
+			got = store.True
+		case negated.Match(s, doc):
+			got = store.False
+		}
+		if got != tc.want {
+			t.Errorf("%s: got %d, want %d", name, got, tc.want)
+		}
+	}
+	for name, f := range map[string]store.Filter{
+		"a pattern that is none":       store.Where(store.FieldMeter, store.Match, "("),
+		"a pattern that is too long":   store.Where(store.FieldMeter, store.Match, strings.Repeat("a", store.MaxPattern+1)),
+		"a pattern that is no text":    store.Where(store.FieldMeter, store.Match, 1),
+		"a pattern that would explode": store.Where(store.FieldMeter, store.Match, "((a{100}){100}){100}"),
+		"a list that is none":          store.Where(store.FieldMeter, store.In, "cpu"),
+		"a list of other types":        store.Where(store.FieldTime, store.In, []any{"cpu"}),
+		"a list of nothing known":      store.Where(store.FieldMeter, store.In, []any{nil}),
+	} {
+		if _, err := store.Compile(f); err == nil {
+			t.Errorf("%s: no error", name)
+		}
 	}
 }
 

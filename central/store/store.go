@@ -16,6 +16,9 @@ var (
 	// ErrDiskFull is returned by Append when the disk is below the floor of
 	// free space. What was stored stays readable.
 	ErrDiskFull = errors.New("store is short of disk space")
+	// ErrTooManyRows is returned by Statistics for a query with more rows than it
+	// allows.
+	ErrTooManyRows = errors.New("more rows than the query allows")
 )
 
 // Received is a batch as it came from the bus.
@@ -30,9 +33,11 @@ type Stored struct {
 	Refused   error // it can never be stored; it costs no other batch
 }
 
-// Store keeps samples. All methods are safe for concurrent use. Times are µs
-// since the Unix epoch, UTC.
+// Store keeps samples and events. All methods are safe for concurrent use.
+// Times are µs since the Unix epoch, UTC.
 type Store interface {
+	Events
+
 	// Append stores the batches and returns when they are synced: they
 	// survive the death of the process and of the machine. A reader sees a
 	// batch wholly or not at all, and sees it once Append has returned. A batch
@@ -64,6 +69,10 @@ type Store interface {
 	// that lack the metadata key of a group are left out. Sorted by bucket,
 	// group (unknown first) and unit.
 	Statistics(ctx context.Context, q StatisticsQuery) ([]Statistics, error)
+
+	// Usage calls yield for what was used of each resource, sorted by resource,
+	// meter, kind, unit, project, source and split, until yield returns false.
+	Usage(ctx context.Context, q UsageQuery, yield func(Usage) bool) error
 
 	// Gaps returns the gaps that overlap the given time, both ends included,
 	// oldest first.
@@ -125,6 +134,11 @@ const (
 	Le Op = "le"
 	Gt Op = "gt"
 	Ge Op = "ge"
+	// In holds where the field equals one of the values of a list.
+	In Op = "in"
+	// Match holds where a regular expression (RE2) matches somewhere in the field
+	// as the API prints it; of metadata, where that is a text.
+	Match Op = "match"
 )
 
 // Filter selects samples. The zero Filter selects all. Engines find the terms
@@ -147,8 +161,11 @@ type Cond struct {
 	// Value is a string for names and ids, nil for "is not known" (Eq only),
 	// int64 µs for times, sample.Volume for volumes. Metadata compares by type:
 	// string, float64 or json.Number, bool, nil (JSON null), or for lists and
-	// objects what encoding/json makes of them.
+	// objects what encoding/json makes of them. In takes a []any of such values
+	// (nil among them only for metadata), Match the string that is its pattern.
 	Value any
+
+	compiled *compiled // of In and Match; set by [Compile]
 }
 
 // And returns the filter that selects what all of fs select.
@@ -168,8 +185,14 @@ type StatisticsQuery struct {
 	Period int64
 	// Start of the first bucket; nil: the time of the first sample that matches.
 	Start *int64
+	// NoSquares says that SumSquares is not wanted, which then is 0: it makes
+	// more of the counters' rollups do.
+	NoSquares bool
 	// Cardinality asks for the number of distinct values of these fields.
 	Cardinality []Field
+	// MaxRows bounds the rows of the answer, and with them what the query holds
+	// in memory; 0: no bound. Beyond it there is ErrTooManyRows.
+	MaxRows int
 }
 
 // Group is a field to group by; Key is the metadata path of FieldMetadata.
@@ -185,7 +208,7 @@ type Statistics struct {
 	Count       int64
 	Min, Max    sample.Volume // exact
 	Sum         float64
-	SumSquares  float64 // of the distances to the mean, for the standard deviation
+	SumSquares  float64 // of the distances to the mean, for the standard deviation; NaN where only rollups without it are left
 	First, Last int64   // times of the bucket's first and last sample
 	Bucket      int64   // k; 0 without a period
 	Start       int64   // of bucket 0, or First without a period

@@ -8,17 +8,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kvmeter/kvmeter/agent"
+	"github.com/kvmeter/kvmeter/agent/ceilometer"
+	"github.com/kvmeter/kvmeter/agent/exporter"
 	"github.com/kvmeter/kvmeter/bus"
-	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
 	"github.com/kvmeter/kvmeter/cmd/internal/host"
 	"github.com/kvmeter/kvmeter/cmd/internal/settings/compute"
@@ -48,9 +53,9 @@ run-queue wait and disk bytes from the kernel's own accounting, read by BPF; net
 from the kernel's link statistics; requests of the guests' disks from libvirt. It
 sends one signed batch a poll to RabbitMQ.
 
-It needs CAP_BPF and CAP_PERFMON (root has them) until its programs are loaded and
-drops them then; without them it reads /proc instead. It needs no other right: of
-libvirt, the read-only socket is enough.`,
+It needs CAP_BPF and CAP_PERFMON, and CAP_NET_ADMIN for the hook tcx (root has them),
+until its programs are loaded and drops them then; without them it reads /proc
+instead. It needs no other right: of libvirt, the read-only socket is enough.`,
 		Example: `  kvmeter-agent --dry-run                  what would be sent, as a table
   kvmeter-agent --dry-run -f json
   kvmeter-agent --check-config
@@ -66,7 +71,7 @@ libvirt, the read-only socket is enough.`,
 			}
 			cfg.Partitions = cfg.AMQP.Partitions
 			if flags.Check {
-				return errors.Join(config.Print(cmd.OutOrStdout(), &cfg), check(cfg))
+				return errors.Join(flags.Print(cmd.OutOrStdout(), &cfg), check(cfg))
 			}
 			if dryRun && !cmd.Flags().Changed("log-level") {
 				flags.LogLevel = "error" // what is missing is printed as notes
@@ -78,11 +83,21 @@ libvirt, the read-only socket is enough.`,
 			if err != nil {
 				return err
 			}
-			deps, done := host.Open(log, withoutBPF)
+			deps, done := host.Open(log, cfg.Profile, withoutBPF)
 			if dryRun {
 				err = collectOnce(cmd.Context(), cmd.OutOrStdout(), cfg, deps, format)
 			} else {
-				err = run(cmd.Context(), cfg, deps)
+				closeLife := func() error { return nil }
+				if !withoutBPF {
+					closeLife = host.OpenLife(&deps, cfg.Config)
+				}
+				load := func() (compute.Agent, error) {
+					again := compute.DefaultAgent()
+					err := flags.Load(file, &again)
+					again.Partitions = again.AMQP.Partitions
+					return again, err
+				}
+				err = errors.Join(run(cmd.Context(), cfg, deps, load), closeLife())
 			}
 			return errors.Join(err, done())
 		},
@@ -92,38 +107,61 @@ libvirt, the read-only socket is enough.`,
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "collect once, print the samples, send nothing")
 	c.Flags().StringVarP(&format, "format", "f", "table", "of --dry-run: table or json")
 	c.Flags().BoolVar(&withoutBPF, "without-bpf", false, "read processes from /proc only")
+	c.AddCommand(ipmiCommand(openBMC), doctorCommand(), metersCommand())
 	return c
 }
 
 // check returns what the agent would refuse to start for.
 func check(cfg compute.Agent) error {
+	if err := cfg.Check(); err != nil {
+		return err
+	}
 	if err := host.CheckAgent(cfg.Config); err != nil {
 		return err
 	}
-	amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter-agent", zap.NewNop())
+	_, done, err := openBus(cfg, zap.NewNop(), prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
-	amqp.Close()
-	if cfg.Metrics == "" {
-		return nil
+	done()
+	for _, addr := range cfg.Exporter.Listen {
+		if err := daemon.CheckAddress("exporter.listen", addr); err != nil {
+			return err
+		}
 	}
-	return daemon.CheckAddress("metrics", cfg.Metrics)
+	return daemon.CheckMetrics(cfg.Metrics, cfg.MetricsWebConfig)
 }
 
-func run(ctx context.Context, cfg compute.Agent, deps agent.Deps) error {
+// run meters until ctx ends. load loads the configuration anew.
+func run(ctx context.Context, cfg compute.Agent, deps agent.Deps, load func() (compute.Agent, error)) error {
+	if err := errors.Join(daemon.Harden(), cfg.Check()); err != nil {
+		return err
+	}
 	registry := daemon.Registry()
-	amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter-agent", deps.Log)
+	publisher, done, err := openBus(cfg, deps.Log, registry)
 	if err != nil {
 		return err
 	}
-	defer func() { amqp.Close() }()
-	metrics, err := daemon.Metrics(cfg.Metrics, registry)
+	defer done()
+	metrics, err := daemon.Metrics(cfg.Metrics, cfg.MetricsWebConfig, registry)
 	if err != nil {
 		return err
 	}
 	defer metrics.Close()
-	deps.Publisher, deps.Registry = amqp, registry
+	deps.Publisher, deps.Registry = publisher, registry
+	samples := exporter.New(nil)
+	pages, err := openExporter(cfg.Exporter, samples)
+	defer func() {
+		for _, p := range pages {
+			p.Close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	if len(pages) > 0 {
+		deps.Observe = samples.Observe
+	}
 	a, err := agent.New(cfg.Config, deps)
 	if err != nil {
 		return err
@@ -133,8 +171,87 @@ func run(ctx context.Context, cfg compute.Agent, deps agent.Deps) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(ctx) })
-	g.Go(func() error { return metrics.Serve(ctx) })
+	g.Go(func() error {
+		return daemon.OnHangup(ctx, deps.Log, func() error { return reload(ctx, deps.Log, a, &cfg, load) })
+	})
+	for _, p := range append(pages, metrics) {
+		g.Go(func() error { return p.Serve(ctx) })
+	}
+	g.Go(func() error { return daemon.Notify(ctx, deps.Log, a.Stuck) })
 	return g.Wait()
+}
+
+// reload has the agent take over what its configuration and polling.yaml say now,
+// whole or not at all. cfg is what holds.
+func reload(ctx context.Context, log *zap.Logger, a *agent.Agent, cfg *compute.Agent, load func() (compute.Agent, error)) error {
+	again, err := load()
+	var changed, changes []string
+	if err == nil {
+		err = check(again)
+	}
+	if err == nil {
+		changed, err = compute.Changed(cfg, &again)
+	}
+	fixed := slices.DeleteFunc(slices.Clone(changed), func(key string) bool { return slices.Contains(agent.Reloadable, key) })
+	if err == nil && len(fixed) > 0 {
+		err = fmt.Errorf("%s: takes a restart of the agent; without it only %s and the files that they name can be changed", strings.Join(fixed, ", "), strings.Join(agent.Reloadable, ", "))
+	}
+	if err == nil {
+		changes, err = a.Reload(ctx, again.Config)
+	}
+	if err != nil {
+		return err
+	}
+	*cfg = again
+	log.Info("configuration reloaded", zap.Strings("settings", changed), zap.Strings("polling", changes))
+	return nil
+}
+
+// openBus returns the bus of the configured wire, not connected yet.
+func openBus(cfg compute.Agent, log *zap.Logger, reg prometheus.Registerer) (p bus.Publisher, done func(), err error) {
+	switch cfg.Wire {
+	case compute.Off:
+		return nowhere{}, func() {}, nil
+	case compute.Kvmeter:
+		amqp, err := bus.NewAMQP(cfg.AMQP, "kvmeter-agent", log)
+		if err != nil {
+			return nil, nil, err
+		}
+		return amqp, amqp.Close, nil
+	}
+	amqp, err := ceilometer.NewBus(cfg.Ceilometer, cfg.AMQP, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	if p, err = ceilometer.New(cfg.Ceilometer, amqp, log, reg); err != nil {
+		amqp.Close()
+	}
+	return p, amqp.Close, err
+}
+
+// nowhere is the bus of an agent that sends nothing.
+type nowhere struct{}
+
+// Publish implements [bus.Publisher].
+func (nowhere) Publish(context.Context, ...bus.Message) error { return nil }
+
+// openExporter opens the pages of samples.
+func openExporter(cfg compute.Exporter, samples http.Handler) (pages []*daemon.Page, err error) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", samples)
+	for _, addr := range cfg.Listen {
+		p, err := daemon.Open("the page of samples", "exporter.listen", addr, mux)
+		if err != nil {
+			return pages, err
+		}
+		pages = append(pages, p)
+		if cfg.TLSCert != "" || cfg.TLSKey != "" {
+			if err := p.UseTLS(cfg.TLSCert, cfg.TLSKey); err != nil {
+				return pages, err
+			}
+		}
+	}
+	return pages, nil
 }
 
 func collectOnce(ctx context.Context, out io.Writer, cfg compute.Agent, deps agent.Deps, format string) error {

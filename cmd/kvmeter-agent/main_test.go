@@ -1,9 +1,17 @@
 package main
 
 import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
 	"testing"
 
+	"github.com/kvmeter/kvmeter/agent/exporter"
 	"github.com/kvmeter/kvmeter/cmd/internal/cmdtest"
+	"github.com/kvmeter/kvmeter/cmd/internal/settings/compute"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 func TestCheckConfig(t *testing.T) { cmdtest.Configs(t, command) }
@@ -47,4 +55,32 @@ func TestVariablesThatAreWrongNameThemselves(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestExporterPages(t *testing.T) {
+	samples := exporter.New(nil)
+	b := sample.NewBuilder()
+	b.Row(sample.Row{Resource: "r"})
+	b.Add(sample.CPU.MeterRef, sample.Walk, sample.Uint(7))
+	samples.Observe(b.Build())
+	pages, err := openExporter(compute.Exporter{Listen: []string{"127.0.0.1:0", "127.0.0.1:0"}}, samples)
+	if err != nil || len(pages) != 2 {
+		t.Fatalf("%d pages, %v", len(pages), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var serving sync.WaitGroup
+	for _, p := range pages {
+		serving.Go(func() { _ = p.Serve(ctx) })
+		r, err := http.Get(p.URL() + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil || !strings.Contains(string(body), `ceilometer_cpu{cpu="r",publisher="ceilometer",type="cpu",counter="cpu",unit="ns",resource="r"} 7`) {
+			t.Errorf("%s, %v", body, err)
+		}
+		_ = r.Body.Close()
+	}
+	cancel()
+	serving.Wait()
 }

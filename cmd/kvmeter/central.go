@@ -7,23 +7,28 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/central"
 	"github.com/kvmeter/kvmeter/central/api"
+	"github.com/kvmeter/kvmeter/central/api/auth"
+	"github.com/kvmeter/kvmeter/central/export"
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/central/store/local"
-	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
 	"github.com/kvmeter/kvmeter/cmd/internal/settings/control"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 func centralCommand() *cobra.Command {
@@ -43,7 +48,7 @@ on disk, and answers the Telemetry API v2.`,
 				return err
 			}
 			if flags.Check {
-				return errors.Join(config.Print(cmd.OutOrStdout(), &cfg), checkCentral(cfg))
+				return errors.Join(flags.Print(cmd.OutOrStdout(), &cfg), checkCentral(cfg))
 			}
 			log, err := flags.Logger()
 			if err != nil {
@@ -53,6 +58,7 @@ on disk, and answers the Telemetry API v2.`,
 		},
 	}
 	flags.Register(c.Flags(), file)
+	withTestHooks(c)
 	return c
 }
 
@@ -66,37 +72,44 @@ func checkCentral(cfg control.Central) error {
 	if err := checkPartitions(cfg.AMQP); err != nil {
 		return err
 	}
-	if _, err := loadKeys(cfg.Keys, cfg.AllowUnsigned); err != nil {
+	if _, err := loadKeys(cfg.Keys, cfg.AllowUnsigned, zap.NewNop()); err != nil {
 		return err
 	}
-	return checkServed(cfg.Store, cfg.API, cfg.Metrics)
+	return errors.Join(checkServed(cfg.Store, cfg.API, cfg.Metrics, cfg.MetricsWebConfig), cfg.Export.Check(cfg.Store.Retention))
 }
 
 // checkServed checks what central and the all-in-one have in common.
-func checkServed(s control.Store, a control.API, metrics string) error {
+func checkServed(s control.Store, a control.API, metrics, webConfig string) error {
 	switch {
 	case s.Path == "":
 		return errors.New("store.path is empty: name the folder of the store")
 	case s.Retention < 0:
 		return fmt.Errorf("store.retention %s: must not be negative; 0s keeps samples for ever", s.Retention)
+	case s.RollupRetention < 0 || s.EventRetention < 0:
+		return errors.New("store.rollup_retention and store.event_retention must not be negative; 0s keeps for ever")
+	case s.Memory < 0:
+		return errors.New("store.memory must not be negative")
+	}
+	if _, err := storeOptions(s); err != nil {
+		return err
 	}
 	if err := daemon.CheckAddress("api.listen", a.Listen); err != nil {
 		return err
 	}
-	if err := api.CheckListen(a.Listen, false); err != nil {
+	if err := api.CheckListen(a.Listen, a.Auth.Enabled()); err != nil {
 		return err
 	}
-	if metrics == "" {
-		return nil
+	if err := checkAPI(&a); err != nil {
+		return err
 	}
-	return daemon.CheckAddress("metrics", metrics)
+	return daemon.CheckMetrics(metrics, webConfig)
 }
 
 func runCentral(ctx context.Context, cfg control.Central, log *zap.Logger, registry *prometheus.Registry) error {
-	if err := checkCentral(cfg); err != nil {
+	if err := errors.Join(daemon.Harden(), checkCentral(cfg)); err != nil {
 		return err
 	}
-	keys, err := loadKeys(cfg.Keys, cfg.AllowUnsigned)
+	keys, err := loadKeys(cfg.Keys, cfg.AllowUnsigned, log)
 	if err != nil {
 		return err
 	}
@@ -105,34 +118,72 @@ func runCentral(ctx context.Context, cfg control.Central, log *zap.Logger, regis
 		return err
 	}
 	defer func() { amqp.Close() }()
-	metrics, err := daemon.Metrics(cfg.Metrics, registry)
+	metrics, err := daemon.Metrics(cfg.Metrics, cfg.MetricsWebConfig, registry)
 	if err != nil {
 		return err
 	}
 	defer metrics.Close()
 	cfg.Partitions = cfg.AMQP.Partitions
-	return serveStore(ctx, cfg.Store, cfg.API, log, registry, func(ctx context.Context, s store.Store) error {
+	publish, err := posting(amqp, &cfg.IngestConfig, keys, log)
+	if err != nil {
+		return err
+	}
+	return serveStore(ctx, cfg.Store, cfg.API, publish, log, registry, func(ctx context.Context, s store.Store) error {
 		ingest, err := central.NewIngest(cfg.IngestConfig, central.IngestDeps{Log: log, Consumer: amqp, Store: s, Keys: keys, Registry: registry})
 		if err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
+		if cfg.Export.To != "" {
+			exporter, err := export.New(cfg.Export, export.Deps{Log: log, Store: s, Clock: time.Now, Registry: registry})
+			if err != nil {
+				return err
+			}
+			g.Go(func() error {
+				exporter.Run(ctx)
+				return nil
+			})
+		}
 		g.Go(func() error { return ingest.Run(ctx) })
 		g.Go(func() error { return metrics.Serve(ctx) })
+		g.Go(func() error { return daemon.Notify(ctx, log, daemon.NeverStuck) })
 		return g.Wait()
 	})
 }
 
+// posting returns how samples sent to the API get to the pipelines: nil where
+// notifiers would refuse them for want of a signature.
+func posting(p bus.Publisher, cfg *central.IngestConfig, keys bus.Keys, log *zap.Logger) (func(context.Context, *sample.Batch) error, error) {
+	secret := keys.Secret(cfg.Name)
+	if len(secret) == 0 && !cfg.AllowUnsigned {
+		log.Warn("samples can be sent to the API only with direct=true: to pass them through the pipelines central signs them, and there is no key of its name", zap.String("name", cfg.Name))
+		return nil, nil
+	}
+	poster, err := central.NewPoster(p, cfg.Name, cfg.Partitions, secret)
+	if err != nil {
+		return nil, err
+	}
+	return poster.Post, nil
+}
+
 // serveStore answers the API, opens the store, runs f with it and closes it.
 // Until the store is open the API says so.
-func serveStore(ctx context.Context, cfg control.Store, listen control.API, log *zap.Logger, registry prometheus.Registerer, f func(context.Context, store.Store) error) error {
+func serveStore(ctx context.Context, cfg control.Store, listen control.API, publish func(context.Context, *sample.Batch) error, log *zap.Logger, registry prometheus.Registerer, f func(context.Context, store.Store) error) error {
 	var answers gate
 	page, err := daemon.Open("the API", "api.listen", listen.Listen, &answers)
 	if err != nil {
 		return err
 	}
+	page.UseWebConfig(listen.WebConfig)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	options, closeAudit, err := apiOptions(ctx, &listen, log)
+	if err != nil {
+		page.Close()
+		return err
+	}
+	defer closeAudit()
+	options.Publish = publish
 	served := make(chan error, 1)
 	go func() {
 		served <- page.Serve(ctx)
@@ -140,9 +191,13 @@ func serveStore(ctx context.Context, cfg control.Store, listen control.API, log 
 	}()
 	s, err := openStore(ctx, cfg, log, registry)
 	if s != nil {
-		answers.open(api.New(s, api.Options{Log: log}))
+		answers.open(api.New(s, options))
 		log.Info("the API answers", zap.String("url", page.URL()))
-		err = f(ctx, s)
+		var done func()
+		if done, err = serveMaintenance(ctx, cfg.Path, s, log); err == nil {
+			err = f(ctx, s)
+			done()
+		}
 	}
 	stop()
 	err = errors.Join(err, <-served) // no request outlives the store
@@ -152,13 +207,64 @@ func serveStore(ctx context.Context, cfg control.Store, listen control.API, log 
 	return err
 }
 
+// checkAPI returns what is wrong with the settings of the API.
+func checkAPI(a *control.API) error {
+	if a.RateLimit < 0 || a.DefaultLimit < 1 || a.MaxLimit < 0 {
+		return errors.New("api: rate_limit and max_limit must not be negative, and default_api_return_limit at least 1")
+	}
+	_, err := loadPolicy(a.Policy)
+	return errors.Join(a.Auth.Check(), err, daemon.CheckWebConfig("api.web_config", a.WebConfig))
+}
+
+func loadPolicy(path string) (*api.Policy, error) {
+	if path == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("api.policy: %w", err)
+	}
+	p, err := api.ParsePolicy(text)
+	if err != nil {
+		return nil, fmt.Errorf("api.policy %s: %w", path, err)
+	}
+	return p, nil
+}
+
+// apiOptions makes of the settings what the API is made with. done closes the
+// audit file.
+func apiOptions(ctx context.Context, a *control.API, log *zap.Logger) (o api.Options, done func(), err error) {
+	o = api.Options{Log: log, DefaultLimit: a.DefaultLimit, MaxLimit: a.MaxLimit, AllowedOrigins: a.AllowedOrigins, SampleSource: a.SampleSource}
+	if o.Authenticate, err = auth.New(ctx, &a.Auth, log); err != nil {
+		return o, nil, err
+	}
+	if a.Auth.Enabled() {
+		o.Rate = a.RateLimit
+	}
+	if o.Policy, err = loadPolicy(a.Policy); err != nil {
+		return o, nil, err
+	}
+	if a.Audit == "" {
+		return o, func() {}, nil
+	}
+	f, err := os.OpenFile(a.Audit, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return o, nil, fmt.Errorf("api.audit: %w", err)
+	}
+	encoding := zap.NewProductionEncoderConfig()
+	encoding.EncodeTime, encoding.LevelKey, encoding.MessageKey = zapcore.RFC3339NanoTimeEncoder, "", ""
+	o.Audit = zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoding), zapcore.Lock(f), zap.InfoLevel))
+	return o, func() { _ = f.Close() }, nil
+}
+
 // openStore opens the store. It returns neither a store nor an error if ctx ends
 // first, which is safe: a store that is being opened has taken nothing yet.
 func openStore(ctx context.Context, cfg control.Store, log *zap.Logger, registry prometheus.Registerer) (*local.Store, error) {
-	options := local.Options{Log: log, Retention: cfg.Retention, MinFree: cfg.MinFree, Registry: registry}
-	if cfg.Retention == 0 {
-		options.Retention = -1 // for ever
+	options, err := storeOptions(cfg)
+	if err != nil {
+		return nil, err
 	}
+	options.Log, options.Registry = log, registry
 	var s *local.Store
 	opened := make(chan error, 1)
 	go func() {

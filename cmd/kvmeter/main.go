@@ -49,10 +49,17 @@ kvmeter notifier and kvmeter central run on the control plane.`,
 		c.GroupID = "daemon"
 		root.AddCommand(c)
 	}
-	for _, c := range cli.Commands(cli.Options{Socket: sockets()[0], Others: sockets()[1:]}) {
-		c.GroupID = "ask"
+	root.AddGroup(&cobra.Group{ID: "keep", Title: "Commands that look after the store:"})
+	for _, c := range storeCommands() {
+		c.GroupID = "keep"
 		root.AddCommand(c)
 	}
+	root.AddGroup(&cobra.Group{ID: "try", Title: "Commands that try a configuration:"})
+	for _, c := range []*cobra.Command{convertCommand(), lintCommand(), pipelineCommand(), publishCommand(), sendSampleCommand()} {
+		c.GroupID = "try"
+		root.AddCommand(c)
+	}
+	cli.Add(root, "ask", cli.Options{Socket: sockets()[0], Others: sockets()[1:], DeadLetters: openDead})
 	return root
 }
 

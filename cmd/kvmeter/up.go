@@ -17,12 +17,12 @@ import (
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/central"
 	"github.com/kvmeter/kvmeter/central/store"
-	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/daemon"
 	"github.com/kvmeter/kvmeter/cmd/internal/host"
 	"github.com/kvmeter/kvmeter/cmd/internal/settings/control"
 	"github.com/kvmeter/kvmeter/notifier"
 	"github.com/kvmeter/kvmeter/notifier/publisher/all"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 func upCommand() *cobra.Command {
@@ -51,7 +51,7 @@ see every domain; an ordinary user gets what /proc gives.`,
 				cfg.Agent.Libvirt = agent.Sockets{libvirt}
 			}
 			if flags.Check {
-				return errors.Join(config.Print(cmd.OutOrStdout(), &cfg), checkUp(cfg))
+				return errors.Join(flags.Print(cmd.OutOrStdout(), &cfg), checkUp(cfg))
 			}
 			log, err := flags.Logger()
 			if err != nil {
@@ -60,12 +60,15 @@ see every domain; an ordinary user gets what /proc gives.`,
 			if daemonAnswers(filepath.Join(dirs.Run, "agent.sock")) {
 				log.Warn("kvmeter-agent already meters this host; this is a second one beside it")
 			}
-			return runUp(cmd.Context(), cfg, withoutBPF, log)
+			return runUp(cmd.Context(), cfg, withoutBPF, log, func() (control.Up, error) {
+				cfg := control.DefaultUp(state, run)
+				return cfg, flags.Load(file, &cfg)
+			})
 		},
 	}
 	flags.Register(c.Flags(), file)
 	c.Flags().StringVar(&state, "state", state, "folder of the store")
-	c.Flags().StringVar(&run, "run", run, "folder of the socket that kvmeter top reads")
+	c.Flags().StringVar(&run, "run", run, "folder of the socket that kvmeter top reads, and of the counters that outlive a restart")
 	c.Flags().StringVar(&libvirt, "libvirt", "", "libvirt's socket (default: the usual places)")
 	c.Flags().BoolVar(&withoutBPF, "without-bpf", false, "read processes from /proc only")
 	return c
@@ -86,27 +89,34 @@ func checkUp(cfg control.Up) error {
 	if err := host.CheckAgent(cfg.Agent); err != nil {
 		return err
 	}
+	cfg.Notifier.Spool, cfg.Notifier.State = "", ""
 	if _, err := notifier.New(cfg.Notifier, notifier.Deps{Log: zap.NewNop(), Publishers: inert()}); err != nil {
 		return err
 	}
-	return checkServed(cfg.Store, cfg.API, cfg.Metrics)
+	return checkServed(cfg.Store, cfg.API, cfg.Metrics, cfg.MetricsWebConfig)
 }
 
-func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger) error {
-	if err := checkUp(cfg); err != nil {
+// runUp runs everything until ctx ends. reload loads the configuration anew, of
+// which the notifier's part is used.
+func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger, reload func() (control.Up, error)) error {
+	if err := errors.Join(daemon.Harden(), checkUp(cfg)); err != nil {
 		return err
 	}
 	if err := makeFolders(&cfg); err != nil {
 		return err
 	}
 	registry := daemon.Registry()
-	metrics, err := daemon.Metrics(cfg.Metrics, registry)
+	metrics, err := daemon.Metrics(cfg.Metrics, cfg.MetricsWebConfig, registry)
 	if err != nil {
 		return err
 	}
 	defer metrics.Close()
-	return serveStore(ctx, cfg.Store, cfg.API, log, registry, func(ctx context.Context, s store.Store) error {
-		local := bus.NewLocal(1, log)
+	local := bus.NewLocal(1, log)
+	publish, err := posting(local, &cfg.Central, sample.Keys{}, log)
+	if err != nil {
+		return err
+	}
+	return serveStore(ctx, cfg.Store, cfg.API, publish, log, registry, func(ctx context.Context, s store.Store) error {
 		ingest, err := central.NewIngest(cfg.Central, central.IngestDeps{Log: log, Consumer: local, Store: s, Registry: registry})
 		if err != nil {
 			return err
@@ -117,13 +127,26 @@ func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger
 		if err != nil {
 			return err
 		}
-		deps, done := host.Open(log, withoutBPF)
+		deps, done := host.Open(log, cfg.Agent.Profile, withoutBPF)
+		closeLife := func() error { return nil }
+		if !withoutBPF {
+			closeLife = host.OpenLife(&deps, cfg.Agent)
+		}
 		deps.Publisher, deps.Registry = local, registry
 		a, err := agent.New(cfg.Agent, deps)
 		if err == nil {
-			err = runInOrder(ctx, a.Run, n.Run, ingest.Run, metrics.Serve)
+			hangUps := func(ctx context.Context) error {
+				return daemon.OnHangup(ctx, log, func() error {
+					cfg, err := reload()
+					if err != nil {
+						return err
+					}
+					return n.Reload(ctx, cfg.Notifier)
+				})
+			}
+			err = runInOrder(ctx, a.Run, n.Run, ingest.Run, metrics.Serve, hangUps)
 		}
-		return errors.Join(err, done(), n.Close())
+		return errors.Join(err, closeLife(), done(), n.Close())
 	})
 }
 

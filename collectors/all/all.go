@@ -4,9 +4,11 @@ package all
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"go.uber.org/zap"
 
+	"github.com/kvmeter/kvmeter/bpf"
 	"github.com/kvmeter/kvmeter/collectors"
 	"github.com/kvmeter/kvmeter/collectors/ebpf"
 	"github.com/kvmeter/kvmeter/collectors/procfs"
@@ -29,11 +31,19 @@ func Usage(log *zap.Logger, withoutBPF bool) (readers []collectors.UsageReader, 
 	return append(readers, procfs.New(log)), notes
 }
 
-// Close closes readers.
-func Close(readers []collectors.UsageReader) error {
+// KVM opens the reader of KVM's statistics.
+func KVM(withoutBPF bool) (*bpf.KVM, error) {
+	if withoutBPF {
+		return nil, errors.New("BPF is switched off")
+	}
+	return bpf.LoadKVM()
+}
+
+// Close closes readers or hooks.
+func Close[T io.Closer](all []T) error {
 	var errs []error
-	for _, r := range readers {
-		errs = append(errs, r.Close())
+	for _, c := range all {
+		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
 }

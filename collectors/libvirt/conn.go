@@ -151,6 +151,16 @@ func (k *link) start(f func()) bool {
 	return !k.closed
 }
 
+// dead reports whether nothing more can be read from the connection.
+func (k *link) dead() bool {
+	select {
+	case <-k.conn.dead:
+		return true
+	default:
+		return false
+	}
+}
+
 // close ends the connection, and with it all calls and subscriptions.
 func (k *link) close() {
 	k.mu.Lock()
@@ -185,6 +195,12 @@ func (k *link) subscribe(ctx context.Context, id golibvirt.DomainEventID, each f
 				each(e.Msg.Dom)
 			case *golibvirt.DomainEventCallbackMetadataChangeMsg:
 				each(e.Dom)
+			case *golibvirt.DomainEventCallbackBalloonChangeMsg:
+				each(e.Msg.Dom)
+			case *golibvirt.DomainEventBlockJob2Msg:
+				each(e.Dom)
+			case *golibvirt.DomainEventCallbackTrayChangeMsg:
+				each(e.Msg.Dom)
 			}
 		}
 	})

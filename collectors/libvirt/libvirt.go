@@ -12,6 +12,7 @@ import (
 	"hash/maphash"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,16 +34,19 @@ var (
 	ErrNotConnected = errors.New("not connected to libvirt")
 	// ErrBusy says that QEMU's monitor does not answer libvirt, or is in use.
 	ErrBusy = errors.New("QEMU's monitor is busy or stuck")
+	// ErrManyStuck says that so many QEMUs do not answer libvirt that no other is
+	// asked: each of them holds one of libvirt's threads.
+	ErrManyStuck = fmt.Errorf("%d other QEMUs do not answer libvirt; none is asked until one does", maxStuck)
 )
 
 // Times of the synchronisation.
 const (
-	syncEvery  = time.Minute      // list of the active domains
-	trustXML   = 10 * time.Minute // a definition without an event
+	syncEvery  = time.Minute // list of the active domains
+	trustXML   = time.Hour   // a definition without an event
 	debounce   = 50 * time.Millisecond
 	retryFirst = time.Second
 	retryLast  = 30 * time.Second
-	maxStuck   = 3 // calls given up, of the 5 that libvirt takes at once from a client
+	maxStuck   = 3 // calls given up, of the 5 that libvirt takes at once from a client and the 20 that it works on
 )
 
 // Options say where libvirt is.
@@ -50,6 +54,14 @@ type Options struct {
 	Sockets []string      // tried in order; empty: [DefaultSockets]
 	Host    string        // node name, for Nova's host id
 	Timeout time.Duration // of every call; 0: 5 s
+
+	FlavorIDs map[string]string // of Nova's flavors, by name, where the metadata has none
+
+	// Where the owner of a domain that Nova did not make is, and the user metadata
+	// of each: empty for nowhere.
+	OwnerProject, OwnerUser, UserMetadata Path
+	// Which user metadata is kept, as Ceilometer's options reserved_metadata_*.
+	Reserved Reserved
 }
 
 // Client keeps a connection to libvirt and what is known of its domains.
@@ -60,14 +72,19 @@ type Client struct {
 	changes chan struct{}
 	kick    chan struct{}
 
+	asking sync.Mutex // held while asks is dialled
+
 	mu     sync.Mutex
-	link   *link // nil: not connected
+	link   *link // for events and definitions; nil: not connected
+	asks   *link // for what a stuck QEMU may hold up; nil: not connected
 	err    error // why not
 	synced bool  // the list was complete at least once on this connection
 	defs   map[string]entry
-	dirty  map[string]bool // UUIDs to ask for
-	stuck  map[string]bool // UUIDs whose last Stats was given up and is not answered yet
+	off    map[string]*collectors.Definition // of domains that do not run, by UUID
+	dirty  map[string]bool                   // UUIDs to ask for
+	stuck  map[string]bool                   // UUIDs whose last Stats is not answered yet
 	list   atomic.Pointer[map[string]*collectors.Definition]
+	idle   atomic.Pointer[[]*collectors.Definition]
 }
 
 type entry struct {
@@ -89,9 +106,10 @@ func New(log *zap.Logger, opts Options) *Client {
 	c := &Client{
 		log: log, opts: opts, err: ErrNotConnected, seed: maphash.MakeSeed(),
 		changes: make(chan struct{}, 1), kick: make(chan struct{}, 1),
-		defs: map[string]entry{}, dirty: map[string]bool{}, stuck: map[string]bool{},
+		defs: map[string]entry{}, off: map[string]*collectors.Definition{}, dirty: map[string]bool{}, stuck: map[string]bool{},
 	}
 	c.list.Store(&map[string]*collectors.Definition{})
+	c.idle.Store(&[]*collectors.Definition{})
 	return c
 }
 
@@ -99,6 +117,10 @@ func New(log *zap.Logger, opts Options) *Client {
 // never changed; another call may return another map. While libvirt is away it
 // holds what was known before.
 func (c *Client) Definitions() map[string]*collectors.Definition { return *c.list.Load() }
+
+// Stopped returns what is known of the domains that do not run, by UUID. The list
+// is never changed; another call may return another one.
+func (c *Client) Stopped() []*collectors.Definition { return *c.idle.Load() }
 
 // Changes receives when there is something new in Definitions, or libvirt came
 // or went.
@@ -159,9 +181,13 @@ func (c *Client) Run(ctx context.Context) {
 func (c *Client) drop(err error) {
 	c.mu.Lock()
 	lost := c.link != nil
-	c.link, c.err, c.synced = nil, err, false
+	asks := c.asks
+	c.link, c.asks, c.err, c.synced = nil, nil, err, false
 	clear(c.dirty)
 	c.mu.Unlock()
+	if asks != nil {
+		asks.close()
+	}
 	if lost && !errors.Is(err, context.Canceled) {
 		c.log.Warn("lost libvirt; domains keep what was known of them", zap.Error(err))
 	}
@@ -173,6 +199,7 @@ func (c *Client) serve(ctx context.Context, k *link) error {
 	for _, id := range []golibvirt.DomainEventID{
 		golibvirt.DomainEventIDLifecycle, golibvirt.DomainEventIDDeviceAdded,
 		golibvirt.DomainEventIDDeviceRemoved, golibvirt.DomainEventIDMetadataChange,
+		golibvirt.DomainEventIDBalloonChange, golibvirt.DomainEventIDBlockJob2, golibvirt.DomainEventIDTrayChange,
 	} {
 		err := k.subscribe(ctx, id, func(d golibvirt.Domain) { c.Refresh(formatUUID(d.UUID)) })
 		if err != nil {
@@ -218,6 +245,13 @@ func (c *Client) syncAll(ctx context.Context, k *link) error {
 			uint32(golibvirt.ConnectGetAllDomainsStatsActive|golibvirt.ConnectGetAllDomainsStatsNowait))
 		return err
 	})
+	var idle []golibvirt.Domain
+	if err == nil {
+		err = k.call(ctx, func() (err error) {
+			idle, _, err = k.ConnectListAllDomains(1, golibvirt.ConnectListDomainsInactive)
+			return err
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("list libvirt's domains: %w", err)
 	}
@@ -236,6 +270,19 @@ func (c *Client) syncAll(ctx context.Context, k *link) error {
 	for uuid := range c.defs {
 		if !active[uuid] {
 			delete(c.defs, uuid)
+		}
+	}
+	inactive := make(map[string]bool, len(idle))
+	for _, d := range idle {
+		uuid := formatUUID(d.UUID)
+		inactive[uuid] = true
+		if !c.synced || c.off[uuid] == nil {
+			c.dirty[uuid] = true
+		}
+	}
+	for uuid := range c.off {
+		if !inactive[uuid] {
+			delete(c.off, uuid)
 		}
 	}
 	c.link = k
@@ -269,6 +316,8 @@ func (c *Client) syncDirty(ctx context.Context, k *link) error {
 	for uuid, e := range c.defs {
 		list[uuid] = e.def
 	}
+	off := slices.SortedFunc(maps.Values(c.off), func(x, y *collectors.Definition) int { return strings.Compare(x.UUID, y.UUID) })
+	c.idle.Store(&off)
 	old := c.list.Swap(&list)
 	first := !c.synced
 	c.synced, c.err = true, nil
@@ -315,13 +364,21 @@ func (c *Client) syncDomain(ctx context.Context, k *link, uuid string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old, known := c.defs[uuid]
-	if err != nil || e.id < 0 { // not defined, or not running
+	delete(c.off, uuid)
+	switch {
+	case err != nil: // it is not defined any more
 		delete(c.defs, uuid)
+		return nil
+	case e.id < 0:
+		delete(c.defs, uuid)
+		if def, err := parse([]byte(text), e.state, &c.opts); err == nil {
+			c.off[uuid] = def
+		}
 		return nil
 	}
 	e.asked, e.def, e.text = time.Now(), old.def, maphash.String(c.seed, text)
 	if !known || old.text != e.text || old.state != e.state {
-		e.def, err = parse([]byte(text), e.state, c.opts.Host)
+		e.def, err = parse([]byte(text), e.state, &c.opts)
 		if err != nil {
 			c.log.Warn("domain skipped", zap.String("domain", uuid), zap.Error(err))
 			delete(c.defs, uuid)
@@ -332,30 +389,33 @@ func (c *Client) syncDomain(ctx context.Context, k *link, uuid string) error {
 	return nil
 }
 
-// Stats asks libvirt, which asks QEMU's monitor: 1 to 3 ms of CPU in both. A
-// domain whose QEMU does not answer costs one call's time, and is then refused
-// with [ErrBusy] until it does.
-func (c *Client) Stats(ctx context.Context, uuid string, cpu, disks bool) (collectors.GuestStats, error) {
+// Stats asks libvirt for groups of statistics of a domain. Those that make QEMU
+// work cost 1 to 3 ms of CPU in it and libvirt. A domain whose QEMU does not
+// answer costs one call's time, and is then refused with [ErrBusy] until it
+// does. Beside ErrBusy there may be statistics that no monitor was needed for.
+func (c *Client) Stats(ctx context.Context, uuid string, groups collectors.Groups) (collectors.GuestStats, error) {
 	id, ok := parseUUID(uuid)
 	if !ok {
 		return collectors.GuestStats{}, fmt.Errorf("%q is no UUID", uuid)
 	}
 	c.mu.Lock()
-	k, err := c.link, c.err
-	busy := c.stuck[uuid]
+	busy, many := c.stuck[uuid], len(c.stuck) >= maxStuck
 	c.mu.Unlock()
 	switch {
 	case busy:
 		return collectors.GuestStats{}, ErrBusy
-	case err != nil:
+	case many:
+		return collectors.GuestStats{}, ErrManyStuck
+	}
+	k, err := c.asker(ctx)
+	if err != nil {
 		return collectors.GuestStats{}, err
 	}
-	var groups golibvirt.DomainStatsTypes
-	if cpu {
-		groups |= golibvirt.DomainStatsCPUTotal
-	}
-	if disks {
-		groups |= golibvirt.DomainStatsBlock
+	var mask golibvirt.DomainStatsTypes
+	for _, g := range groupMasks {
+		if groups&g.group != 0 {
+			mask |= g.mask
+		}
 	}
 	type answer struct {
 		stats []golibvirt.DomainStatsRecord
@@ -365,13 +425,13 @@ func (c *Client) Stats(ctx context.Context, uuid string, cpu, disks bool) (colle
 	err = k.call(ctx, func() error {
 		c.setStuck(uuid, true)
 		defer c.setStuck(uuid, false)
-		s, err := k.ConnectGetAllDomainStats([]golibvirt.Domain{{UUID: id, Name: uuid, ID: -1}}, uint32(groups),
+		s, err := k.ConnectGetAllDomainStats([]golibvirt.Domain{{UUID: id, Name: uuid, ID: -1}}, uint32(mask),
 			uint32(golibvirt.ConnectGetAllDomainsStatsNowait))
 		result <- answer{s, err}
 		return err
 	})
 	if errors.Is(err, errTimeout) {
-		c.suspect(ctx, k)
+		c.suspect(ctx)
 	}
 	if err != nil {
 		return collectors.GuestStats{}, fmt.Errorf("ask libvirt for statistics: %w", err)
@@ -380,7 +440,129 @@ func (c *Client) Stats(ctx context.Context, uuid string, cpu, disks bool) (colle
 	if len(a.stats) == 0 {
 		return collectors.GuestStats{}, errors.New("libvirt has no statistics of the domain")
 	}
-	return guestStats(a.stats[0].Params, cpu, disks)
+	return guestStats(a.stats[0].Params, groups)
+}
+
+// Counters returns what libvirt counts itself, by the domains' UUIDs: the CPU
+// time of the processes of those in cpu, in ticks of 10 ms, and with nics the
+// NICs of all. No QEMU is asked, so that one that hangs costs nothing. A domain
+// that libvirt does not know is left out.
+func (c *Client) Counters(ctx context.Context, cpu []string, nics bool) (map[string]collectors.GuestStats, error) {
+	c.mu.Lock()
+	k, err := c.link, c.err
+	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]collectors.GuestStats{}
+	if nics {
+		records := make(chan []golibvirt.DomainStatsRecord, 1)
+		err := k.call(ctx, func() error {
+			s, err := k.ConnectGetAllDomainStats(nil, uint32(golibvirt.DomainStatsInterface),
+				uint32(golibvirt.ConnectGetAllDomainsStatsActive|golibvirt.ConnectGetAllDomainsStatsNowait))
+			records <- s
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("ask libvirt for the NICs: %w", err)
+		}
+		for _, r := range <-records {
+			s, err := guestStats(r.Params, collectors.NICStatistics)
+			if err != nil {
+				return nil, err
+			}
+			all[formatUUID(r.Dom.UUID)] = s
+		}
+	}
+	for _, uuid := range cpu {
+		id, ok := parseUUID(uuid)
+		if !ok {
+			continue
+		}
+		times := make(chan uint64, 1)
+		err := k.call(ctx, func() error {
+			_, _, _, _, ns, err := k.DomainGetInfo(golibvirt.Domain{UUID: id, Name: uuid, ID: -1})
+			times <- ns
+			return err
+		})
+		var refused golibvirt.Error
+		switch {
+		case errors.As(err, &refused):
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("ask libvirt for the CPU time of domain %s: %w", uuid, err)
+		}
+		s := all[uuid]
+		s.CPUTime, s.HasCPU = <-times, true
+		all[uuid] = s
+	}
+	return all, nil
+}
+
+// Sizes asks libvirt for the sizes of a disk of a domain that does not run. It
+// looks into the image.
+func (c *Client) Sizes(ctx context.Context, uuid, device string) (collectors.DiskStats, error) {
+	id, ok := parseUUID(uuid)
+	if !ok {
+		return collectors.DiskStats{}, fmt.Errorf("%q is no UUID", uuid)
+	}
+	k, err := c.asker(ctx)
+	if err != nil {
+		return collectors.DiskStats{}, err
+	}
+	sizes := make(chan collectors.DiskStats, 1)
+	err = k.call(ctx, func() error {
+		used, capacity, physical, err := k.DomainGetBlockInfo(golibvirt.Domain{UUID: id, Name: uuid, ID: -1}, device, 0)
+		sizes <- collectors.DiskStats{Device: device, Capacity: capacity, Allocation: used, Physical: physical, HasAllocation: true}
+		return err
+	})
+	if err != nil {
+		return collectors.DiskStats{}, fmt.Errorf("ask libvirt for the sizes of %s: %w", device, err)
+	}
+	return <-sizes, nil
+}
+
+// groupMasks says which of libvirt's groups is which of ours.
+var groupMasks = []struct {
+	group collectors.Groups
+	mask  golibvirt.DomainStatsTypes
+}{
+	{collectors.CPUStatistics, golibvirt.DomainStatsCPUTotal},
+	{collectors.VCPUStatistics, golibvirt.DomainStatsVCPU},
+	{collectors.DiskStatistics, golibvirt.DomainStatsBlock},
+	{collectors.NICStatistics, golibvirt.DomainStatsInterface},
+	{collectors.MemoryStatistics, golibvirt.DomainStatsBalloon},
+	{collectors.PerfStatistics, golibvirt.DomainStatsPerf},
+}
+
+// asker returns the connection for what a stuck QEMU may hold up.
+func (c *Client) asker(ctx context.Context) (*link, error) {
+	c.asking.Lock()
+	defer c.asking.Unlock()
+	c.mu.Lock()
+	main, k, err := c.link, c.asks, c.err
+	c.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case k != nil && !k.dead():
+		return k, nil
+	case k != nil:
+		k.close()
+	}
+	k, err = dialOne(ctx, main.path, c.opts.Timeout)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asks = nil
+	switch {
+	case err != nil:
+		return nil, err
+	case c.link != main: // it was lost meanwhile, and with it what this is for
+		k.close()
+		return nil, ErrNotConnected
+	}
+	c.asks = k
+	return k, nil
 }
 
 func (c *Client) setStuck(uuid string, stuck bool) {
@@ -393,75 +575,18 @@ func (c *Client) setStuck(uuid string, stuck bool) {
 	}
 }
 
-// suspect tells a stuck guest from a stuck daemon after a call was given up,
-// and closes a connection that is of no use.
-func (c *Client) suspect(ctx context.Context, k *link) {
+// suspect tells a stuck guest from a stuck daemon after a call was given up: with
+// the latter the connections are of no use. Run notices, and connects anew.
+func (c *Client) suspect(ctx context.Context) {
 	c.mu.Lock()
-	many := len(c.stuck) >= maxStuck
+	k := c.link
 	c.mu.Unlock()
-	err := k.call(ctx, func() error { _, err := k.ConnectGetLibVersion(); return err })
-	if many || errors.Is(err, errTimeout) {
-		_ = k.conn.Close() // Run notices, and connects anew
+	if k == nil {
+		return
 	}
-}
-
-// guestStats reads the parameters of one domain.
-func guestStats(params []golibvirt.TypedParam, cpu, disks bool) (collectors.GuestStats, error) {
-	var s collectors.GuestStats
-	byIndex := map[string]*collectors.DiskStats{}
-	counted := map[string]bool{}
-	var order []string
-	for _, p := range params {
-		if p.Field == golibvirt.DomainStatsCPUTime {
-			s.CPUTime, s.HasCPU = p.Value.I.(uint64)
-			continue
-		}
-		rest, ok := strings.CutPrefix(p.Field, "block.")
-		index, field, ok2 := strings.Cut(rest, ".")
-		if !ok || !ok2 {
-			continue
-		}
-		d := byIndex[index]
-		if d == nil {
-			d = &collectors.DiskStats{}
-			byIndex[index] = d
-			order = append(order, index)
-		}
-		if name, ok := p.Value.I.(string); ok {
-			if field == "name" {
-				d.Device = name
-			}
-			continue
-		}
-		v, ok := p.Value.I.(uint64)
-		if !ok {
-			continue
-		}
-		switch field {
-		case "rd.reqs":
-			d.ReadRequests, counted[index] = v, true
-		case "rd.bytes":
-			d.ReadBytes = v
-		case "wr.reqs":
-			d.WriteRequests = v
-		case "wr.bytes":
-			d.WriteBytes = v
-		case "fl.reqs":
-			d.FlushRequests = v
-		}
+	if err := k.call(ctx, func() error { _, err := k.ConnectGetLibVersion(); return err }); errors.Is(err, errTimeout) {
+		_ = k.conn.Close()
 	}
-	for _, index := range order {
-		if d := byIndex[index]; d.Device != "" && counted[index] {
-			s.Disks = append(s.Disks, *d)
-		}
-	}
-	if disks && len(order) > 0 && len(s.Disks) == 0 {
-		return s, ErrBusy // with nowait, libvirt leaves out what it cannot ask for now
-	}
-	if cpu && !s.HasCPU && !disks {
-		return s, ErrBusy
-	}
-	return s, nil
 }
 
 func formatUUID(u golibvirt.UUID) string {

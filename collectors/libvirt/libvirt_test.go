@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	stdcmp "cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -114,7 +115,7 @@ func TestAHungDaemonCostsLibvirtsNumbersOnly(t *testing.T) {
 	if err := c.Err(); !errors.Is(err, errTimeout) {
 		t.Errorf("Err() = %v, want %v", err, errTimeout)
 	}
-	if _, err := c.Stats(ctx, "c0ffee00-1111-4222-8333-444455556666", true, true); !errors.Is(err, errTimeout) {
+	if _, err := c.Stats(ctx, "c0ffee00-1111-4222-8333-444455556666", collectors.CPUStatistics); !errors.Is(err, errTimeout) {
 		t.Errorf("Stats() = %v, want %v", err, errTimeout)
 	}
 	cancel()
@@ -166,10 +167,11 @@ func TestGuestStats(t *testing.T) {
 		}
 	}
 	stats := func(name string, n uint64) collectors.DiskStats {
-		return collectors.DiskStats{Device: name, ReadRequests: n, ReadBytes: n + 1, WriteRequests: n + 2, WriteBytes: n + 3, FlushRequests: n + 4}
+		return collectors.DiskStats{Device: name, ReadRequests: n, ReadBytes: n + 1, WriteRequests: n + 2, WriteBytes: n + 3, FlushRequests: n + 4, ReadNs: 9 + n}
 	}
 	for name, tc := range map[string]struct {
 		params []golibvirt.TypedParam
+		groups collectors.Groups // 0: CPU and disks
 		want   collectors.GuestStats
 		err    error
 	}{
@@ -190,11 +192,57 @@ func TestGuestStats(t *testing.T) {
 			want:   collectors.GuestStats{CPUTime: 7, HasCPU: true},
 		},
 		"fields of other types and names are ignored": {
-			params: []golibvirt.TypedParam{param("cpu.time", int32(-7)), param("block", uint64(1)), param("block.0", uint64(1)), param("x", "y")},
+			params: []golibvirt.TypedParam{
+				param("cpu.time", int32(-7)), param("block", uint64(1)), param("block.0", uint64(1)), param("x", "y"),
+				param("vcpu.current", uint32(2)), param("vcpu.0.state", int32(1)), param("vcpu.0.halted", true), param("net.count", uint32(1)), param("net.0.rx.bytes", "7"),
+			},
+		},
+		"vCPUs, those that are not under KVM without exits": {
+			params: []golibvirt.TypedParam{
+				param("vcpu.0.time", uint64(30e6)), param("vcpu.0.wait", uint64(9)), param("vcpu.0.delay", uint64(5)), param("vcpu.0.exits.sum", uint64(77)),
+				param("vcpu.1.time", uint64(40e6)), param("vcpu.0.io_exits.sum", uint64(3)),
+			},
+			want: collectors.GuestStats{VCPUs: []collectors.VCPUStats{
+				{Time: 30e6, HasTime: true, Delay: 5, HasDelay: true, Exits: 77, HasExits: true}, {Time: 40e6, HasTime: true},
+			}},
+		},
+		"memory and hardware counters": {
+			params: []golibvirt.TypedParam{
+				param("balloon.current", uint64(8)), param("balloon.available", uint64(7)), param("balloon.unused", uint64(3)), param("balloon.usable", uint64(4)),
+				param("balloon.swap_in", uint64(1)), param("balloon.swap_out", uint64(2)), param("balloon.rss", uint64(9)),
+				param("perf.cpu_cycles", uint64(11)), param("perf.cmt", uint64(12)),
+			},
+			groups: collectors.MemoryStatistics,
+			want: collectors.GuestStats{
+				Memory: collectors.MemoryStats{
+					Asked: true, Available: 7, HasAvailable: true, Unused: 3, HasUnused: true, Usable: 4, HasUsable: true, SwapIn: 1, SwapOut: 2, HasSwap: true,
+				},
+				Perf: map[string]uint64{"cpu_cycles": 11, "cmt": 12},
+			},
+		},
+		"a guest without a balloon driver": {
+			params: []golibvirt.TypedParam{param("balloon.current", uint64(8)), param("balloon.rss", uint64(9))},
+			groups: collectors.MemoryStatistics,
+			want:   collectors.GuestStats{Memory: collectors.MemoryStats{Asked: true}},
+		},
+		"memory of a busy monitor": {
+			params: []golibvirt.TypedParam{param("balloon.current", uint64(8)), param("balloon.maximum", uint64(8))},
+			groups: collectors.MemoryStatistics,
+			err:    ErrBusy,
+		},
+		"NICs in the guest's direction, and none without a name": {
+			params: []golibvirt.TypedParam{
+				param("net.count", uint32(2)), param("net.0.name", "tap1"), param("net.1.rx.bytes", uint64(9)),
+				param("net.0.rx.bytes", uint64(1)), param("net.0.rx.pkts", uint64(2)), param("net.0.rx.errs", uint64(3)), param("net.0.rx.drop", uint64(4)),
+				param("net.0.tx.bytes", uint64(5)), param("net.0.tx.pkts", uint64(6)), param("net.0.tx.errs", uint64(7)), param("net.0.tx.drop", uint64(8)),
+			},
+			want: collectors.GuestStats{NICs: []collectors.NICStats{{
+				Device: "tap1", InBytes: 1, InPackets: 2, InErrors: 3, InDrops: 4, OutBytes: 5, OutPackets: 6, OutErrors: 7, OutDrops: 8,
+			}}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := guestStats(tc.params, true, true)
+			got, err := guestStats(tc.params, stdcmp.Or(tc.groups, collectors.CPUStatistics|collectors.DiskStatistics))
 			if !errors.Is(err, tc.err) {
 				t.Fatalf("error %v, want %v", err, tc.err)
 			}
@@ -203,4 +251,41 @@ func TestGuestStats(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzGuestStats: whatever libvirt says, there is no more than it has named, and
+// everything has its name.
+func FuzzGuestStats(f *testing.F) {
+	f.Add("cpu.time", "vcpu.0.time", "block.0.name", "net.0.name", uint64(7), "vda", uint8(0))
+	f.Add("block.0.rd.reqs", "block.1.name", "vcpu..time", "net.0.rx.bytes", uint64(1)<<63, "", uint8(1))
+	f.Fuzz(func(t *testing.T, a, b, c, d string, count uint64, text string, kinds uint8) {
+		var params []golibvirt.TypedParam
+		for i, name := range []string{a, b, c, d} {
+			for _, v := range [][]any{{count, text}, {text, count}, {int32(count), nil}, {count}}[kinds>>(2*i)&3] {
+				params = append(params, golibvirt.TypedParam{Field: name, Value: golibvirt.TypedParamValue{I: v}})
+			}
+		}
+		s, err := guestStats(params, collectors.CPUStatistics|collectors.VCPUStatistics|collectors.DiskStatistics|collectors.NICStatistics)
+		if err != nil && !errors.Is(err, ErrBusy) {
+			t.Errorf("error %v", err)
+		}
+		if n := len(s.Disks) + len(s.NICs) + len(s.VCPUs); n > len(params) {
+			t.Errorf("%d things of %d parameters", n, len(params))
+		}
+		for _, k := range s.Disks {
+			if k.Device == "" {
+				t.Error("a disk without a name")
+			}
+		}
+		for _, k := range s.NICs {
+			if k.Device == "" {
+				t.Error("a NIC without a name")
+			}
+		}
+		for _, v := range s.VCPUs {
+			if !v.HasTime && !v.HasDelay && !v.HasExits {
+				t.Error("a vCPU of which nothing is known")
+			}
+		}
+	})
 }

@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -22,12 +23,14 @@ const novaNamespace = "http://openstack.org/xmlns/libvirt/nova/"
 // domainXML is what we read of a domain's definition. Numbers are texts: one
 // that is none must cost no more than itself.
 type domainXML struct {
-	Name   string `xml:"name"`
-	UUID   string `xml:"uuid"`
-	Memory struct {
-		Unit  string `xml:"unit,attr"`
-		Value string `xml:",chardata"`
-	} `xml:"memory"`
+	Name          string    `xml:"name"`
+	UUID          string    `xml:"uuid"`
+	Memory        amountXML `xml:"memory"`
+	CurrentMemory amountXML `xml:"currentMemory"`
+	Title         string    `xml:"title"`
+	Perf          []struct {
+		Enabled string `xml:"enabled,attr"`
+	} `xml:"perf>event"`
 	VCPU struct {
 		Current string `xml:"current,attr"`
 		Value   string `xml:",chardata"`
@@ -39,6 +42,11 @@ type domainXML struct {
 	Instances  []instanceXML  `xml:"metadata>instance"`
 	Interfaces []interfaceXML `xml:"devices>interface"`
 	Disks      []diskXML      `xml:"devices>disk"`
+}
+
+type amountXML struct {
+	Unit  string `xml:"unit,attr"`
+	Value string `xml:",chardata"`
 }
 
 type instanceXML struct {
@@ -86,6 +94,7 @@ type deviceXML struct {
 }
 
 type interfaceXML struct {
+	Type   string     `xml:"type,attr"` // bridge, network, ethernet, direct, …
 	Target *deviceXML `xml:"target"`
 	MAC    *struct {
 		Address string `xml:"address,attr"`
@@ -106,10 +115,40 @@ type interfaceXML struct {
 }
 
 type diskXML struct {
-	Device string     `xml:"device,attr"` // disk, cdrom, floppy or lun
+	Device string `xml:"device,attr"` // disk, cdrom, floppy or lun
+	Type   string `xml:"type,attr"`   // file, block, network, …
+	Driver struct {
+		Type  string `xml:"type,attr"`
+		Cache string `xml:"cache,attr"`
+	} `xml:"driver"`
 	Target *deviceXML `xml:"target"`
-	Source *struct{}  `xml:"source"`
 	Serial string     `xml:"serial"`
+	imageXML
+	Mirror *imageXML `xml:"mirror"` // what a block job copies the disk to
+}
+
+// imageXML is where a disk's data is, and what it is based on.
+type imageXML struct {
+	Source *struct {
+		File string `xml:"file,attr"`
+		Dev  string `xml:"dev,attr"`
+	} `xml:"source"`
+	Backing *imageXML `xml:"backingStore"`
+}
+
+// sources returns the paths of the image and of its backing chain.
+func (x *imageXML) sources() (paths []string) {
+	for ; x != nil; x = x.Backing {
+		if x.Source == nil {
+			continue
+		}
+		for _, path := range []string{x.Source.File, x.Source.Dev} {
+			if path != "" {
+				paths = append(paths, path)
+			}
+		}
+	}
+	return paths
 }
 
 // metadata is resource_metadata as Ceilometer's compute agent makes it. What
@@ -128,8 +167,13 @@ type metadata struct {
 	VCPUs        int    `json:"vcpus"`
 	MemoryMB     int    `json:"memory_mb"`
 
-	// The domain's own samples only.
+	UserMetadata map[string]string `json:"user_metadata,omitempty"`
+
+	// Samples of the domain's CPU time only.
 	CPUNumber int `json:"cpu_number,omitempty"`
+
+	// Sums over its disks only.
+	Devices []string `json:"device,omitempty"`
 
 	// Samples of a disk only.
 	DiskName string `json:"disk_name,omitempty"`
@@ -175,10 +219,9 @@ type nicMetadata struct {
 
 var errNoUUID = errors.New("the domain's XML has no uuid or no name")
 
-// parse makes a definition of a domain's live XML. host is the node's name,
-// from which Nova's host id is made. What is missing in the XML is missing in
+// parse makes a definition of a domain's live XML. What is missing in the XML is missing in
 // the definition; an error means that the text is no domain.
-func parse(text []byte, state golibvirt.DomainState, host string) (*collectors.Definition, error) {
+func parse(text []byte, state golibvirt.DomainState, opts *Options) (*collectors.Definition, error) {
 	var x domainXML
 	if err := xml.Unmarshal(text, &x); err != nil {
 		return nil, fmt.Errorf("read domain XML: %w", err)
@@ -187,32 +230,56 @@ func parse(text []byte, state golibvirt.DomainState, host string) (*collectors.D
 	if x.UUID == "" || x.Name == "" {
 		return nil, errNoUUID
 	}
-	d := &collectors.Definition{UUID: x.UUID, Name: x.Name, VCPUs: number(x.VCPU.Current)}
+	d := &collectors.Definition{
+		UUID: x.UUID, Name: x.Name, VCPUs: number(x.VCPU.Current), State: int(state),
+	}
+	memory := x.CurrentMemory
+	if memory.Value == "" || state == golibvirt.DomainShutoff { // as virDomainGetInfo says of a domain that is off
+		memory = x.Memory
+	}
+	d.Memory = uint64(kibibytes(memory.Value, memory.Unit))
+	for _, e := range x.Perf {
+		d.Perf = d.Perf || e.Enabled == "yes"
+	}
 	if d.VCPUs == 0 {
 		d.VCPUs = number(x.VCPU.Value)
 	}
 	m := metadata{
-		Name: x.Name, InstanceID: x.UUID, InstanceHost: host,
+		Name: x.Name, InstanceID: x.UUID, InstanceHost: opts.Host,
 		Architecture: x.OS.Arch, OSType: strings.TrimSpace(x.OS.Type),
-		VCPUs: d.VCPUs, MemoryMB: mebibytes(x.Memory.Value, x.Memory.Unit),
+		VCPUs: d.VCPUs, MemoryMB: kibibytes(x.Memory.Value, x.Memory.Unit) >> 10,
 	}
 	m.State, m.Status = states(state)
+	var all node
+	if opts.OwnerProject != "" || opts.OwnerUser != "" || opts.UserMetadata != "" {
+		if err := xml.Unmarshal(text, &all); err != nil {
+			return nil, fmt.Errorf("read domain XML: %w", err)
+		}
+		m.UserMetadata = opts.userMetadata(&all)
+	}
 	nova := novaInstance(x.Instances)
 	if nova != nil {
 		d.Display, d.Project, d.User = nova.Name, nova.Project.UUID, nova.User.UUID
 		m.DisplayName = nova.Name
-		m.novaMetadata = nova.metadata(host)
+		m.novaMetadata = nova.metadata(opts)
 		m.VCPUs, m.MemoryMB = m.Flavor.VCPUs, m.Flavor.RAM
+		d.Flavor = &collectors.Flavor{Name: m.Flavor.Name, RootGiB: m.RootGB, EphemeralGiB: m.EphemeralGB}
+	} else {
+		d.Project, d.User = opts.OwnerProject.text(&all), opts.OwnerUser.text(&all)
+		d.Display = strings.TrimSpace(x.Title)
+		m.DisplayName = d.Display
 	}
 
+	d.Metadata = m.json()
 	own := m
 	own.CPUNumber = d.VCPUs
-	d.Metadata = own.json()
+	d.CPUMetadata = own.json()
 	for i := range x.Interfaces {
 		if n, ok := x.Interfaces[i].nic(d, nova != nil, m); ok {
 			d.NICs = append(d.NICs, n)
 		}
 	}
+	sums := m
 	for _, disk := range x.Disks {
 		if disk.Target == nil || disk.Target.Dev == "" || disk.Source == nil {
 			continue
@@ -220,10 +287,15 @@ func parse(text []byte, state golibvirt.DomainState, host string) (*collectors.D
 		of := m
 		of.DiskName = disk.Target.Dev
 		d.Disks = append(d.Disks, collectors.Disk{
-			Device: disk.Target.Dev, Serial: disk.Serial, Removable: disk.Device == "cdrom" || disk.Device == "floppy",
+			Device: disk.Target.Dev, Sources: append(disk.imageXML.sources(), disk.Mirror.sources()...),
+			Direct: disk.Driver.Cache == "none" || disk.Driver.Cache == "directsync",
+			Serial: disk.Serial, Removable: disk.Device == "cdrom" || disk.Device == "floppy",
+			Kind: disk.Type, Format: disk.Driver.Type,
 			Resource: d.UUID + "-" + disk.Target.Dev, Metadata: of.json(),
 		})
+		sums.Devices = append(sums.Devices, disk.Target.Dev)
 	}
+	d.DisksMetadata = sums.json()
 	return d, nil
 }
 
@@ -234,7 +306,7 @@ func (x *interfaceXML) nic(d *collectors.Definition, nova bool, m metadata) (col
 		return collectors.NIC{}, false
 	}
 	dev := x.Target.Dev
-	n := collectors.NIC{Device: dev, MAC: x.MAC.Address, Resource: d.Name + "-" + d.UUID + "-" + dev}
+	n := collectors.NIC{Device: dev, MAC: x.MAC.Address, Resource: d.Name + "-" + d.UUID + "-" + dev, Macvtap: x.Type == "direct"}
 	nm := &nicMetadata{MAC: x.MAC.Address, VNICName: dev, Parameters: map[string]*string{"interfaceid": nil, "bridge": nil}}
 	if x.Filter != nil && x.Filter.Name != "" {
 		for i := range x.Filter.Parameters {
@@ -257,18 +329,20 @@ func (x *interfaceXML) nic(d *collectors.Definition, nova bool, m metadata) (col
 	return n, true
 }
 
-func novaInstance(all []instanceXML) *instanceXML {
+// novaInstance returns Nova's metadata: of the newest version that there is.
+func novaInstance(all []instanceXML) (newest *instanceXML) {
 	for i := range all {
-		if strings.HasPrefix(all[i].XMLName.Space, novaNamespace) {
-			return &all[i]
+		x := &all[i]
+		if strings.HasPrefix(x.XMLName.Space, novaNamespace) && (newest == nil || x.XMLName.Space > newest.XMLName.Space) {
+			newest = x
 		}
 	}
-	return nil
+	return newest
 }
 
-func (x *instanceXML) metadata(host string) *novaMetadata {
+func (x *instanceXML) metadata(opts *Options) *novaMetadata {
 	f := &x.Flavor
-	sum := sha256.Sum224([]byte(x.Project.UUID + host))
+	sum := sha256.Sum224([]byte(x.Project.UUID + opts.Host))
 	m := &novaMetadata{
 		InstanceType: f.Name, Host: hex.EncodeToString(sum[:]),
 		Flavor: flavor{
@@ -279,7 +353,7 @@ func (x *instanceXML) metadata(host string) *novaMetadata {
 		RootGB: number(f.Disk) - number(f.Ephemeral),
 	}
 	if m.Flavor.ID == "" {
-		m.Flavor.ID = f.Name
+		m.Flavor.ID = cmp.Or(opts.FlavorIDs[f.Name], f.Name)
 	}
 	if f.ExtraSpecs != nil {
 		m.Flavor.ExtraSpecs = map[string]string{}
@@ -341,18 +415,18 @@ func number(s string) int {
 	return n
 }
 
-// mebibytes converts an amount of memory in libvirt's units. Live XML is
-// always in KiB.
-func mebibytes(s, unit string) int {
+// kibibytes converts an amount of memory in libvirt's units. Live XML is always
+// in KiB.
+func kibibytes(s, unit string) int {
 	switch n := number(s); unit {
 	case "b", "bytes":
-		return n >> 20
-	case "", "k", "KiB":
 		return n >> 10
-	case "M", "MiB":
+	case "", "k", "KiB":
 		return n
-	case "G", "GiB":
+	case "M", "MiB":
 		return n << 10
+	case "G", "GiB":
+		return n << 20
 	}
 	return 0
 }

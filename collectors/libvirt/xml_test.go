@@ -2,9 +2,11 @@ package libvirt
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -20,8 +22,11 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 type readable struct {
 	collectors.Definition
 	Metadata json.RawMessage
-	NICs     []readableNIC
-	Disks    []readableDisk
+
+	CPUMetadata, DisksMetadata map[string]any // what they have more
+
+	NICs  []readableNIC
+	Disks []readableDisk
 }
 
 type readableNIC struct {
@@ -32,6 +37,22 @@ type readableNIC struct {
 type readableDisk struct {
 	collectors.Disk
 	Metadata json.RawMessage
+}
+
+// beyond returns what a JSON object has more than another that it has all of.
+func beyond(t *testing.T, object, base []byte) map[string]any {
+	t.Helper()
+	var all, less map[string]any
+	if err := errors.Join(json.Unmarshal(object, &all), json.Unmarshal(base, &less)); err != nil {
+		t.Fatal(err)
+	}
+	for key, v := range less {
+		if !reflect.DeepEqual(all[key], v) {
+			t.Errorf("%s is %v, and %v in the other", key, all[key], v)
+		}
+		delete(all, key)
+	}
+	return all
 }
 
 func TestParse(t *testing.T) {
@@ -45,11 +66,11 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d, err := parse(text, golibvirt.DomainRunning, "compute-1")
+			d, err := parse(text, golibvirt.DomainRunning, &Options{Host: "compute-1"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			shown := readable{Definition: *d, Metadata: d.Metadata}
+			shown := readable{Definition: *d, Metadata: d.Metadata, CPUMetadata: beyond(t, d.CPUMetadata, d.Metadata), DisksMetadata: beyond(t, d.DisksMetadata, d.Metadata)}
 			for _, n := range d.NICs {
 				shown.NICs = append(shown.NICs, readableNIC{n, n.Metadata})
 			}
@@ -88,7 +109,7 @@ func TestParseRefusesWhatIsNoDomain(t *testing.T) {
 		"an entity that is no one": "<domain><name>&x;</name></domain>",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if d, err := parse([]byte(text), golibvirt.DomainRunning, "h"); err == nil {
+			if d, err := parse([]byte(text), golibvirt.DomainRunning, &Options{Host: "h"}); err == nil {
 				t.Errorf("parse = %+v, want an error", d)
 			}
 		})
@@ -109,7 +130,7 @@ func TestMetadataFollowsTheState(t *testing.T) {
 		golibvirt.DomainPmsuspended: {"suspended", "suspended"},
 		golibvirt.DomainNostate:     {"pending", "building"},
 	} {
-		d, err := parse(text, state, "h")
+		d, err := parse(text, state, &Options{Host: "h"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +156,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(text, int32(1))
 	}
 	f.Fuzz(func(t *testing.T, text []byte, state int32) {
-		d, err := parse(text, golibvirt.DomainState(state), "host")
+		d, err := parse(text, golibvirt.DomainState(state), &Options{Host: "host"})
 		if err != nil {
 			return
 		}
@@ -171,7 +192,7 @@ func BenchmarkParse(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := parse(text, golibvirt.DomainRunning, "h"); err != nil {
+		if _, err := parse(text, golibvirt.DomainRunning, &Options{Host: "h"}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -30,6 +30,7 @@ type Reader struct {
 	file   []byte // one file's content
 	names  []byte // one directory's entries
 	tids   []string
+	vcpus  [][]bpf.VCPUUsage // of the processes of the last read
 }
 
 // maxRemembered bounds Reader.exited.
@@ -59,6 +60,9 @@ func (r *Reader) Read(ctx context.Context, procs []bpf.Proc, out []bpf.Usage) er
 	if len(out) < len(procs) {
 		return fmt.Errorf("read /proc: room for %d of %d processes", len(out), len(procs))
 	}
+	for len(r.vcpus) < len(procs) {
+		r.vcpus = append(r.vcpus, nil)
+	}
 	r.stats.Reads++
 	for i, p := range procs {
 		if err := ctx.Err(); err != nil {
@@ -66,7 +70,9 @@ func (r *Reader) Read(ctx context.Context, procs []bpf.Proc, out []bpf.Usage) er
 		}
 		r.stats.Processes++
 		out[i] = bpf.Usage{}
-		if err := r.read(p, &out[i]); err != nil {
+		r.vcpus[i] = r.vcpus[i][:0]
+		if err := r.read(p, &out[i], &r.vcpus[i]); err != nil {
+			r.vcpus[i] = r.vcpus[i][:0]
 			r.stats.Failed++
 			delete(r.exited, p)
 			out[i] = bpf.Usage{Err: err}
@@ -78,7 +84,7 @@ func (r *Reader) Read(ctx context.Context, procs []bpf.Proc, out []bpf.Usage) er
 // read reads one process. The order matters: a thread that exits after the
 // clock was read is in the clock's figure either way, so what the threads lack
 // of it has certainly exited.
-func (r *Reader) read(p bpf.Proc, u *bpf.Usage) error {
+func (r *Reader) read(p bpf.Proc, u *bpf.Usage, vcpus *[]bpf.VCPUUsage) error {
 	total, err := r.clock(p.PID)
 	if err != nil {
 		return unwrapGone(err)
@@ -111,7 +117,7 @@ func (r *Reader) read(p bpf.Proc, u *bpf.Usage) error {
 	case kernel:
 		return bpf.ErrKernelThread
 	}
-	if err := r.readThreads(dir, u); err != nil {
+	if err := r.readThreads(dir, u, vcpus); err != nil {
 		return err
 	}
 	r.readIO(dir, u)
@@ -153,7 +159,7 @@ func (r *Reader) remember(p bpf.Proc, exited uint64) {
 
 // readThreads adds up the live threads. One that exits meanwhile is skipped:
 // its time is in the process's clock.
-func (r *Reader) readThreads(dir int, u *bpf.Usage) error {
+func (r *Reader) readThreads(dir int, u *bpf.Usage, vcpus *[]bpf.VCPUUsage) error {
 	task, err := openDir(dir, "task")
 	if err != nil {
 		return gone(err)
@@ -170,7 +176,8 @@ func (r *Reader) readThreads(dir int, u *bpf.Usage) error {
 		if err != nil {
 			return fmt.Errorf("thread %s: %w", tid, err)
 		}
-		class := bpf.ClassOf(trimNewline(comm))
+		name := trimNewline(comm)
+		class := bpf.ClassOf(name)
 		text, err := r.readFile(task, tid+"/schedstat")
 		if exited(err) {
 			// Either the thread or the file (CONFIG_SCHED_INFO) is not there.
@@ -184,15 +191,16 @@ func (r *Reader) readThreads(dir int, u *bpf.Usage) error {
 			return fmt.Errorf("schedstat of thread %s: %w", tid, err)
 		}
 		u.Run[class] += run
-		u.WaitAll += wait
-		u.Switches += switches
+		u.Wait[class] += wait
+		u.Switches[class] += switches
+		u.HasWait = u.HasWait || switches > 0
 		u.Threads++
 		if class == bpf.VCPU {
-			u.Wait += wait
 			u.VCPUs++
+			id, _ := strconv.ParseUint(tid, 10, 32) // the kernel's own
+			*vcpus = append(*vcpus, bpf.VCPUUsage{Index: bpf.VCPUOf(name), TID: uint32(id), Run: run, Wait: wait, Switches: switches})
 		}
 	}
-	u.HasWait = u.Switches > 0
 	return nil
 }
 
@@ -223,6 +231,12 @@ func (r *Reader) readIO(dir int, u *bpf.Usage) {
 		r.log.Debug("no disk bytes without BPF: /proc/PID/io can't be read; it takes CAP_SYS_PTRACE or QEMU's uid",
 			zap.Error(err))
 	}
+}
+
+// VCPUs returns what the vCPU threads of the i-th process have used, as of the
+// last Read and until the next one.
+func (r *Reader) VCPUs(i int) []bpf.VCPUUsage {
+	return r.vcpus[i]
 }
 
 // Stats returns what the reader has met so far.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -166,7 +167,8 @@ var sleep = bpf.Proc{PID: 27996, StartTicks: 211136}
 func TestRead(t *testing.T) {
 	complete := bpf.Usage{
 		Run: [bpf.Classes]uint64{bpf.VCPU: 1000, bpf.Emulator: 100, bpf.IOThread: 10}, Exited: 90, Process: 1200,
-		Wait: 10, WaitAll: 111, Switches: 222, ReadBytes: 4096, WriteBytes: 8192, CancelledWriteBytes: 512,
+		Wait:     [bpf.Classes]uint64{bpf.VCPU: 10, bpf.Emulator: 1, bpf.IOThread: 100},
+		Switches: [bpf.Classes]uint64{bpf.VCPU: 20, bpf.Emulator: 2, bpf.IOThread: 200}, ReadBytes: 4096, WriteBytes: 8192, CancelledWriteBytes: 512,
 		Threads: 3, VCPUs: 1, HasSplit: true, HasWait: true, HasIO: true,
 	}
 	without := func(names ...string) map[string]string {
@@ -200,10 +202,10 @@ func TestRead(t *testing.T) {
 			u.HasIO, u.ReadBytes, u.WriteBytes, u.CancelledWriteBytes = false, 0, 0, 0
 		}},
 		"a thread that goes meanwhile is exited": {files: without("task/11/schedstat"), ask: sleep, want: func(u *bpf.Usage) {
-			u.Run[bpf.VCPU], u.Exited, u.Wait, u.WaitAll, u.Switches, u.Threads, u.VCPUs = 0, 1090, 0, 101, 202, 2, 0
+			u.Run[bpf.VCPU], u.Exited, u.Wait[bpf.VCPU], u.Switches[bpf.VCPU], u.Threads, u.VCPUs = 0, 1090, 0, 0, 2, 0
 		}},
 		"without scheduler statistics only the total is known": {files: noWait, ask: sleep, want: func(u *bpf.Usage) {
-			u.Run, u.Exited, u.Wait, u.WaitAll, u.Switches = [bpf.Classes]uint64{}, 1200, 0, 0, 0
+			u.Run, u.Exited, u.Wait, u.Switches = [bpf.Classes]uint64{}, 1200, [bpf.Classes]uint64{}, [bpf.Classes]uint64{}
 			u.HasSplit, u.HasWait = false, false
 		}},
 		"a hidden process has its total": {files: nil, ask: sleep, want: func(u *bpf.Usage) {
@@ -223,6 +225,13 @@ func TestRead(t *testing.T) {
 			}
 			if !errors.Is(got.Err, tc.err) || got != want {
 				t.Errorf("got  %+v\nwant %+v, %v", got, want, tc.err)
+			}
+			var vcpus []bpf.VCPUUsage
+			if want.VCPUs > 0 {
+				vcpus = []bpf.VCPUUsage{{Index: 0, TID: 11, Run: want.Run[bpf.VCPU], Wait: want.Wait[bpf.VCPU], Switches: want.Switches[bpf.VCPU]}}
+			}
+			if got := p.VCPUs(0); !slices.Equal(got, vcpus) {
+				t.Errorf("vCPUs: got %+v, want %+v", got, vcpus)
 			}
 			failed := uint64(0)
 			if tc.err != nil {

@@ -11,78 +11,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvmeter/kvmeter/test/tap"
 )
-
-// tap is a tap device that the test plays the guest of.
-type tap struct {
-	name string
-	fd   int
-}
-
-// namespace puts the calling test's thread into a network namespace of its
-// own, for good: the thread ends with the test.
-func namespace(t testing.TB) {
-	t.Helper()
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
-	// So that the kernel sends nothing of its own accord.
-	for _, name := range []string{"default", "all"} {
-		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-	}
-}
-
-func addTap(t testing.TB, name string) *tap {
-	t.Helper()
-	tp, err := newTap(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(tp.remove)
-	return tp
-}
-
-func newTap(name string) (*tap, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open /dev/net/tun: %w", err)
-	}
-	tp := &tap{name: name, fd: fd}
-	req, err := unix.NewIfreq(name)
-	if err == nil {
-		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
-	}
-	if err == nil {
-		err = up(req)
-	}
-	if err != nil {
-		tp.remove()
-		return nil, fmt.Errorf("make tap %s: %w", name, err)
-	}
-	return tp, nil
-}
-
-func up(req *unix.Ifreq) error {
-	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(sock)
-	req.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, req)
-}
-
-func (tp *tap) remove() {
-	if tp.fd >= 0 {
-		unix.Close(tp.fd)
-		tp.fd = -1
-	}
-}
 
 func open(t testing.TB) *Conn {
 	t.Helper()
@@ -107,16 +38,6 @@ func index(t testing.TB, c *Conn, name string) int {
 	return i
 }
 
-// frame is an Ethernet frame of that size, of a type that nobody handles.
-func frame(size int) []byte {
-	b := make([]byte, size)
-	for i := range 6 {
-		b[i] = 0xff
-	}
-	b[6], b[12], b[13] = 0x02, 0x88, 0xb5
-	return b
-}
-
 func counters64(t testing.TB, c *Conn, index int) Link {
 	t.Helper()
 	links, err := c.Read(t.Context(), nil)
@@ -131,15 +52,15 @@ func counters64(t testing.TB, c *Conn, index int) Link {
 }
 
 func TestFramesAreCountedExactly(t *testing.T) {
-	namespace(t)
+	tap.Namespace(t)
 	c := open(t)
-	tp := addTap(t, "vnet7")
-	other := addTap(t, "vnet8")
+	tp := tap.Add(t, "vnet7", tap.Options{})
+	other := tap.Add(t, "vnet8", tap.Options{})
 	i := index(t, c, "vnet7")
 
 	const fromGuest, fromSize, toGuest, toSize = 2000, 1000, 300, 500
 	for range fromGuest {
-		if _, err := unix.Write(tp.fd, frame(fromSize)); err != nil {
+		if _, err := tp.Queues[0].Write(tap.Frame(fromSize)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -149,10 +70,10 @@ func TestFramesAreCountedExactly(t *testing.T) {
 	}
 	defer unix.Close(sock)
 	for range toGuest {
-		if err := unix.Sendto(sock, frame(toSize), 0, &unix.SockaddrLinklayer{Ifindex: i}); err != nil {
+		if err := unix.Sendto(sock, tap.Frame(toSize), 0, &unix.SockaddrLinklayer{Ifindex: i}); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := unix.Read(tp.fd, make([]byte, 2048)); n != toSize {
+		if n, err := tp.Queues[0].Read(make([]byte, 2048)); n != toSize {
 			t.Fatalf("the guest got %d bytes, %v", n, err)
 		}
 	}
@@ -165,7 +86,7 @@ func TestFramesAreCountedExactly(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if got, want := counters64(t, c, index(t, c, other.name)), (Link{Index: index(t, c, other.name)}); got != want {
+	if got, want := counters64(t, c, index(t, c, other.Name)), (Link{Index: index(t, c, other.Name)}); got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	if b := os.Getenv("KVMETER_CAPTURE"); b != "" {
@@ -195,18 +116,18 @@ func capture(t *testing.T, c *Conn, file string) {
 }
 
 func TestATapMadeAnewIsAnotherInterface(t *testing.T) {
-	namespace(t)
+	tap.Namespace(t)
 	c := open(t)
-	tp := addTap(t, "vnet7")
+	tp := tap.Add(t, "vnet7", tap.Options{})
 	first := index(t, c, "vnet7")
-	if _, err := unix.Write(tp.fd, frame(100)); err != nil {
+	if _, err := tp.Queues[0].Write(tap.Frame(100)); err != nil {
 		t.Fatal(err)
 	}
-	tp.remove()
+	tp.Remove()
 	if _, err := c.Index("vnet7"); !errors.Is(err, ErrNoLink) {
 		t.Errorf("got %v, want %v", err, ErrNoLink)
 	}
-	addTap(t, "vnet7")
+	tap.Add(t, "vnet7", tap.Options{})
 	second := index(t, c, "vnet7")
 	if first == second {
 		t.Errorf("both have index %d", first)
@@ -218,9 +139,9 @@ func TestATapMadeAnewIsAnotherInterface(t *testing.T) {
 
 func TestOnlyTheOwnNamespaceIsRead(t *testing.T) {
 	before := open(t)
-	namespace(t)
+	tap.Namespace(t)
 	c := open(t)
-	addTap(t, "kvmeter-ns")
+	tap.Add(t, "kvmeter-ns", tap.Options{})
 	if _, err := c.Index("kvmeter-ns"); err != nil {
 		t.Error(err)
 	}
@@ -234,10 +155,10 @@ func TestOnlyTheOwnNamespaceIsRead(t *testing.T) {
 }
 
 func TestInterfacesThatComeAndGoCostNoOther(t *testing.T) {
-	namespace(t)
+	tap.Namespace(t)
 	c := open(t)
 	for i := range 100 {
-		addTap(t, fmt.Sprintf("vnet%d", i))
+		tap.Add(t, fmt.Sprintf("vnet%d", i), tap.Options{})
 	}
 	i := index(t, c, "vnet99")
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -258,12 +179,12 @@ func TestInterfacesThatComeAndGoCostNoOther(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				tp, err := newTap("comes-and-goes")
+				tp, err := tap.New("comes-and-goes", tap.Options{})
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				tp.remove()
+				tp.Remove()
 				time.Sleep(time.Millisecond)
 			}
 		}
@@ -291,10 +212,10 @@ func TestInterfacesThatComeAndGoCostNoOther(t *testing.T) {
 }
 
 func BenchmarkRead500Taps(b *testing.B) {
-	namespace(b)
+	tap.Namespace(b)
 	c := open(b)
 	for i := range 500 {
-		addTap(b, fmt.Sprintf("vnet%d", i))
+		tap.Add(b, fmt.Sprintf("vnet%d", i), tap.Options{})
 	}
 	var links []Link
 	var err error

@@ -35,6 +35,21 @@ sources:
 - {name: b, meters: *m, sinks: *k}
 sinks: [{name: x, publishers: [store://]}]
 `, []string{"a:x: store://", "b:x: store://"}},
+		"a source and a sink of one name give it to their pipeline": {
+			"sources: [{name: a, meters: ['*'], sinks: [a]}]\nsinks: [{name: a, publishers: [store://]}]", []string{"a: store://"},
+		},
+		"the list of pipelines of old": {`
+- name: all
+  interval: 600
+  meters: ["*", "!cpu"]
+  resources: []
+  transformers:
+  publishers: [rpc://]
+- name: cpu
+  counters: [cpu]
+  transformers: [{name: rate_of_change}]
+  publishers: [rpc://, udp://host]
+`, []string{"all: rpc://", "cpu: rpc:// udp://host"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg, err := pipeline.Load("pipeline.yaml", []byte(tc.file))
@@ -44,7 +59,7 @@ sinks: [{name: x, publishers: [store://]}]
 			var got []string
 			for _, p := range cfg.Pipelines {
 				text := p.Name + ":"
-				for _, i := range p.Targets {
+				for _, i := range cfg.Sinks[p.Sink].Targets {
 					text += " " + cfg.Targets[i].Name
 				}
 				got = append(got, text)
@@ -53,6 +68,74 @@ sinks: [{name: x, publishers: [store://]}]
 				t.Errorf("pipelines (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestLoadEvents(t *testing.T) {
+	cfg, err := pipeline.LoadEvents("e.yaml", []byte(pipeline.DefaultEvents))
+	if err != nil || len(cfg.Pipelines) != 1 || cfg.Pipelines[0].Name != "event:event_source:event_sink" {
+		t.Errorf("got %+v, %v", cfg, err)
+	}
+	_, err = pipeline.LoadEvents("e.yaml", []byte("sources: [{name: a, events: ['*'], sinks: [k]}]\nsinks: [{name: k, transformers: [{name: delta}], publishers: [store://]}]"))
+	if err == nil || err.Error() != "e.yaml:2: events have no transformers" {
+		t.Errorf("got %v", err)
+	}
+	for file, want := range map[string]bool{
+		pipeline.Default: false, pipeline.DefaultEvents: true, "- {name: a, events: ['*'], publishers: [x]}": true, "a": false, "": false, "[": false,
+		"sources: [{meters: [a]}, {events: [b]}]": false,
+	} {
+		if got := pipeline.HasEvents([]byte(file)); got != want {
+			t.Errorf("HasEvents(%q) is %v", file, got)
+		}
+	}
+}
+
+func TestLoadWarns(t *testing.T) {
+	cfg, err := pipeline.Load("p.yaml", []byte(`
+owner: me
+sources:
+- name: a
+  interval: 600
+  meters: ["*"]
+  sinks: [k]
+sinks:
+- name: k
+  publishers: [store://]
+  transformers:
+  - name: rate_of_change
+    parameters:
+      max: 100
+      source: {map_from: {name: a}}
+      target: {scale: 2}
+  - name: delta
+    parameters: {target: {name: d, scale: 5}, size: 1}
+  - name: aggregator
+    parameters: {user_id: drop, timestamp: never, resource_metadata: both}
+- name: unused
+  publishers: [store://]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, w := range cfg.Warnings {
+		got = append(got, w.Error())
+	}
+	want := []string{
+		`p.yaml:2: unknown key "owner" in the file; it is ignored`,
+		`p.yaml:5: "interval" has no effect here; what is polled, and how often, is said in polling.yaml`,
+		`p.yaml:12: a numeric scale multiplies the rate by the volume, too; write it as text, as in scale: "2"`,
+		`p.yaml:14: max belongs into target; here it is ignored`,
+		`p.yaml:15: map_from has a name, but map_to has none; it is ignored`,
+		`p.yaml:17: delta renames only: scale, max, type and the source's unit are ignored`,
+		`p.yaml:18: transformer delta has no parameter "size"; it is ignored`,
+		`p.yaml:20: resource_metadata is "both", which is neither first nor last; it is taken for last`,
+		`p.yaml:20: timestamp is "never", which is neither first nor last; it is taken for first`,
+		`p.yaml:20: user_id is "drop", which is neither first nor last; it is taken for last`,
+		`p.yaml:21: no source leads to sink "unused"`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("warnings (-want +got):\n%s", diff)
 	}
 }
 
@@ -66,13 +149,13 @@ var bad = map[string]struct{ file, want string }{
 		"sources:\n- name: a\n  meters: [*]\n",
 		`p.yaml:3: did not find expected alphabetic or numeric character (a pattern that begins with * or ! needs quotes: "*")`,
 	},
-	"a list instead of a mapping":         {"- a", "p.yaml:1: the file is no mapping of keys to values"},
+	"a list of anything but pipelines":    {"- a", "p.yaml:1: a pipeline is no mapping of keys to values"},
+	"text instead of a mapping":           {"a", "p.yaml:1: the file is no mapping of keys to values"},
 	"no sinks":                            {"sources: [{name: a, meters: ['*'], sinks: [k]}]", "p.yaml:1: sinks are missing\np.yaml:1: source \"a\": sink \"k\" is not defined"},
 	"no sources":                          {"sinks: [{name: k, publishers: [store://]}]", "p.yaml:1: sources are missing"},
 	"no source at all":                    {"sources: []" + sinks, "p.yaml:1: no source leads to a sink"},
-	"an unknown key at the top":           {"sorces: []" + sinks, `p.yaml:1: unknown key "sorces" in the file`},
-	"an unknown key of a source":          {"sources:\n- name: a\n  meter: ['*']\n  sinks: [k]" + sinks, `p.yaml:3: unknown key "meter" in a source`},
-	"a key of the polling half":           {"sources:\n- name: a\n  interval: 600\n  meters: ['*']\n  sinks: [k]" + sinks, `p.yaml:3: "interval" is not read here; how often meters are polled is said in polling.yaml`},
+	"an unknown key beside missing ones":  {"sorces: []" + sinks, "p.yaml:1: sources are missing\np.yaml:1: unknown key \"sorces\" in the file; it is ignored"},
+	"an unknown key for a needed one":     {"sources:\n- name: a\n  meter: ['*']\n  sinks: [k]" + sinks, "p.yaml:2: source \"a\": meters: the list of names is empty\np.yaml:3: unknown key \"meter\" in a source; it is ignored"},
 	"a key that is set twice":             {"sources:\n- name: a\n  name: b\n  meters: ['*']\n  sinks: [k]" + sinks, `p.yaml:3: "name" is set twice in a source, first on line 2`},
 	"a source without a name":             {"sources:\n- {meters: ['*'], sinks: [k]}" + sinks, "p.yaml:2: a source without a name"},
 	"a source without meters":             {"sources:\n- {name: a, sinks: [k]}" + sinks, `p.yaml:2: source "a": meters: the list of names is empty`},
@@ -86,9 +169,21 @@ var bad = map[string]struct{ file, want string }{
 	"a sink without publishers":           {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k", `p.yaml:3: sink "k" has no publishers`},
 	"a publisher that is listed twice":    {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers:\n  - store://\n  - store://", "p.yaml:6: this publisher is listed twice in the sink"},
 	"a publisher that is no URL":          {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: ['http://u:p%zz@h/']", "p.yaml:4: a publisher is no URL of the form scheme://host/path?option=value"},
-	"a transformer":                       {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  transformers:\n  - name: rate_of_change\n  publishers: [store://]", "p.yaml:5: transformers are not supported; leave the list empty and compute from the stored samples"},
+	"an unknown transformer":              {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - name: rate", `p.yaml:6: there is no transformer "rate"; there are accumulator, aggregator, arithmetic, delta, rate_of_change, unit_conversion`},
+	"a transformer without a name":        {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - parameters: {}", `p.yaml:6: a transformer without a name`},
+	"a scale that is no expression":       {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - name: unit_conversion\n    parameters:\n      target:\n        scale: 'volume *'", `p.yaml:9: the expression ends too early, at character 9 of "volume *"`},
+	"a function in a scale":               {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: rate_of_change, parameters: {target: {scale: 'min(volume, 1)'}}}", `p.yaml:6: a function call; expressions have operators only, at character 4 of "min(volume, 1)"`},
+	"a scale that is a list":              {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: rate_of_change, parameters: {target: {scale: [1]}}}", `p.yaml:6: scale is no number`},
+	"another meter in a scale":            {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: rate_of_change, parameters: {target: {scale: '$(cpu)'}}}", `p.yaml:6: $(cpu) can be used in arithmetic only; the sample's own number is volume`},
+	"a look-ahead":                        {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: rate_of_change, parameters: {source: {map_from: {name: 'a(?=b)'}}, target: {map_to: {name: 'x'}}}}", `p.yaml:6: the regular expression "a(?=b)": (?= is not supported; there are no look-arounds and no back references`},
+	"a group that is not there":           {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: rate_of_change, parameters: {source: {map_from: {name: '(a)'}}, target: {map_to: {name: '\\2'}}}}", `p.yaml:6: the replacement "\\2": there is no group 2 in the expression, which has 1`},
+	"arithmetic without an expression":    {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: arithmetic, parameters: {target: {name: x}}}", `p.yaml:6: arithmetic needs target.expr, as in expr: "$(memory.usage) / $(memory)"`},
+	"arithmetic without a meter":          {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: arithmetic, parameters: {target: {expr: '1'}}}", `p.yaml:6: the expression names no meter: write it as $(name)`},
+	"a size that is no number":            {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: accumulator, parameters: {size: many}}", `p.yaml:6: size is no number`},
+	"a flag that is none":                 {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: delta, parameters: {growth_only: perhaps}}", `p.yaml:6: growth_only is neither true nor false`},
+	"parameters that are a list":          {"sources: [{name: a, meters: ['*'], sinks: [k]}]\nsinks:\n- name: k\n  publishers: [store://]\n  transformers:\n  - {name: delta, parameters: [a]}", `p.yaml:6: parameters is no mapping of keys to values`},
 	"a second document":                   {"sources: [{name: a, meters: ['*'], sinks: [k]}]" + sinks + "\n---\na: b\n", "p.yaml:3: a second document; one is read"},
-	"two mistakes, both of which it says": {"x: 1\ny: 2", "p.yaml:1: unknown key \"x\" in the file\np.yaml:2: unknown key \"y\" in the file"},
+	"two mistakes, both of which it says": {"sources: 1\nsinks: 2", "p.yaml:1: sources is no list\np.yaml:2: sinks is no list"},
 }
 
 func TestLoadSaysWhatIsWrongAndWhere(t *testing.T) {
@@ -121,7 +216,7 @@ func FuzzLoad(f *testing.F) {
 			return
 		}
 		for _, p := range cfg.Pipelines {
-			if len(p.Targets) == 0 || p.Meters == nil {
+			if len(cfg.Sinks[p.Sink].Targets) == 0 || p.Match == nil {
 				t.Errorf("pipeline %q has no publisher or no meters", p.Name)
 			}
 		}

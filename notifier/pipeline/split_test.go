@@ -52,7 +52,7 @@ func random(r *rand.Rand) *sample.Batch {
 func TestNoPipelineMakesLosesOrChangesASample(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	cfg := load(t, `"*", "!m1", "!m3"`)
-	s := pipeline.NewSplitter(cfg, "notifier-1")
+	s := splitter(t, cfg, 0)
 	for range 2000 {
 		b := random(r)
 		var want, got []sample.Sample
@@ -62,7 +62,7 @@ func TestNoPipelineMakesLosesOrChangesASample(t *testing.T) {
 			}
 		}
 		calls := 0
-		s.Split(b, func(p *pipeline.Pipeline, part *sample.Batch) {
+		s.Split(b, func(_ []int, part *sample.Batch) {
 			calls++
 			if err := part.Check(); err != nil {
 				t.Fatal(err)
@@ -117,12 +117,13 @@ func BenchmarkSplit(b *testing.B) {
 		"19 of 20":     `"*", "!cpu"`,
 	} {
 		b.Run(name, func(b *testing.B) {
-			s := pipeline.NewSplitter(load(b, meters), "notifier-1")
+			cfg := load(b, meters)
+			s := splitter(b, cfg, 0)
 			in := tick()
 			n := 0
 			b.ReportAllocs()
 			for b.Loop() {
-				s.Split(in, func(_ *pipeline.Pipeline, part *sample.Batch) { n += part.Len() })
+				s.Split(in, func(_ []int, part *sample.Batch) { n += part.Len() })
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*in.Len()), "ns/sample")
 		})

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -37,10 +38,17 @@ type Publisher interface {
 	Close() error
 }
 
+// EventPublisher is a publisher that takes events, too.
+type EventPublisher interface {
+	// PublishEvents is to events what Publish is to samples. A [Refusal] names
+	// one by its index.
+	PublishEvents(ctx context.Context, events []sample.Event) error
+}
+
 // Refusal is the error for a part that can never be published; of the others
 // nothing is known.
 type Refusal struct {
-	Part int // index in the parts that were given
+	Part int // index in the parts that were given, or All
 	Err  error
 }
 
@@ -56,6 +64,10 @@ type Deps struct {
 	Name       string // of the notifier: node and key id of what it makes
 	Secret     []byte // of that key; empty: what it makes is not signed
 	Partitions int    // of the bus
+	AMQP       bus.Config
+	// TelemetrySecret signs what goes out in Ceilometer's own forms; empty: they
+	// are not signed.
+	TelemetrySecret string
 }
 
 // Scheme makes the publishers of one URL scheme.
@@ -63,7 +75,51 @@ type Scheme struct {
 	Name string
 	// New opens a publisher. It refuses options that it does not know.
 	New func(u *url.URL, d Deps) (Publisher, error)
+	// Alias is set where the scheme is another name of others: it returns the URL
+	// that is meant, and New is not used.
+	Alias func(u *url.URL) (*url.URL, error)
+	// Events is true where what New returns is an [EventPublisher].
+	Events bool
+	// Durable is true where what was published cannot get lost and needs no spool:
+	// it is the bus.
+	Durable bool
 	// Signs is true where derived batches are sent on and so need the
 	// notifier's key.
 	Signs bool
+}
+
+// Find returns the scheme of a URL, that which is meant where it has another
+// name.
+func Find(schemes []Scheme, u *url.URL) (*Scheme, error) {
+	s, _, err := find(schemes, u)
+	return s, err
+}
+
+func find(schemes []Scheme, u *url.URL) (*Scheme, *url.URL, error) {
+	var names []string
+	for i := range schemes {
+		s := &schemes[i]
+		switch {
+		case s.Name == u.Scheme && s.Alias != nil:
+			to, err := s.Alias(u)
+			if err != nil {
+				return nil, nil, err
+			}
+			return find(schemes, to)
+		case s.Name == u.Scheme:
+			return s, u, nil
+		}
+		names = append(names, s.Name+"://")
+	}
+	return nil, nil, fmt.Errorf("there is none of this scheme; there are %s", strings.Join(names, ", "))
+}
+
+// Open opens the publisher of a URL by its scheme, and returns that scheme.
+func Open(schemes []Scheme, u *url.URL, d Deps) (Publisher, *Scheme, error) {
+	s, u, err := find(schemes, u)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := s.New(u, d)
+	return p, s, err
 }

@@ -131,10 +131,10 @@ type cloud struct {
 	stopWitness func() map[string]sample.Sample
 }
 
-// The agent runs as nobody, with the two capabilities it needs.
+// The agent runs as nobody, with the capabilities that it needs at start.
 var unprivileged = &syscall.SysProcAttr{
 	Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
-	AmbientCaps: []uintptr{unix.CAP_BPF, unix.CAP_PERFMON},
+	AmbientCaps: []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN},
 }
 
 func startCloud(t testing.TB, ctx context.Context, l *lab.Lab, rabbit *lab.Rabbit) *cloud {
@@ -167,6 +167,9 @@ node: compute-1
 polling: %[1]s/polling.yaml
 libvirt: [%[2]s]
 socket: %[1]s/run/agent.sock
+counters: %[1]s/run/counters
+spool: {path: %[1]s/spool}
+pins: ""
 key_file: %[1]s/keys/compute-1.key
 amqp: {url: "%[3]s"}
 `, dir, l.ReadOnlySocket(), rabbit.URL()),

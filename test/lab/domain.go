@@ -47,6 +47,9 @@ type GuestSpec struct {
 	// are in its metadata too. The ids of user and project derive from the names,
 	// so the same name is the same user in every lab.
 	Name, Flavor, User, Project string
+	// Edits are pairs of texts: of the domain's XML that the rest makes, the first
+	// of each is replaced by the second.
+	Edits []string
 }
 
 // Disk is one disk of a guest.
@@ -88,6 +91,9 @@ func (s GuestSpec) withDefaults(number int) (GuestSpec, error) {
 	}
 	if s.NICs == 0 {
 		s.NICs = 1
+	}
+	if len(s.Edits)%2 != 0 {
+		return s, fmt.Errorf("%d edits are no pairs of texts", len(s.Edits))
 	}
 	if s.NICs > 8 {
 		return s, fmt.Errorf("%d NICs are too many: a guest has at most 8", s.NICs)
@@ -297,7 +303,7 @@ func (d domain) render() (string, error) {
 	if err := domainTemplate.Execute(&b, d); err != nil {
 		return "", fmt.Errorf("render domain %s: %w", d.ID.Name, err)
 	}
-	return b.String(), nil
+	return strings.NewReplacer(d.Spec.Edits...).Replace(b.String()), nil
 }
 
 func escape(s string) (string, error) {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/digitalocean/go-libvirt"
 	"go.uber.org/zap"
+
+	"github.com/kvmeter/kvmeter/test/boot"
 )
 
 // Guest is one guest of a lab.
@@ -65,7 +67,7 @@ func (l *Lab) newGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
 	if err := os.MkdirAll(l.path("instances"), 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lockFile(ctx, l.path("guests.lock"))
+	unlock, err := boot.Lock(ctx, l.path("guests.lock"))
 	if err != nil {
 		return nil, err
 	}
@@ -369,7 +371,7 @@ func (g *Guest) Running() bool { return g.PID() != 0 }
 
 // lock keeps other processes from using the guest's serial port.
 func (g *Guest) lock(ctx context.Context) (unlock func(), err error) {
-	unlock, err = lockFile(ctx, g.file("serial.lock"))
+	unlock, err = boot.Lock(ctx, g.file("serial.lock"))
 	if err != nil {
 		return nil, fmt.Errorf("wait for another command to end: %w", err)
 	}

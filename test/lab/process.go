@@ -20,8 +20,21 @@ const idVariable = "KVMETER_LAB_ID"
 
 // process is one process of a lab.
 type process struct {
-	pid  int
-	args []string
+	pid     int
+	args    []string
+	environ []byte
+}
+
+// has reports whether the environment has the variable with that value.
+func (p process) has(variable, value string) bool { return has(p.environ, variable, value) }
+
+func has(environ []byte, variable, value string) bool {
+	for _, v := range bytes.Split(environ, []byte{0}) {
+		if string(v) == variable+"="+value {
+			return true
+		}
+	}
+	return false
 }
 
 func (p process) name() string {
@@ -62,15 +75,13 @@ func (l *Lab) process(pid int) (process, bool) {
 		return process{}, false
 	}
 	environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) // unreadable: another user's
-	p := process{pid: pid, args: strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")}
+	p := process{pid: pid, args: strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00"), environ: environ}
 	return p, belongs(l.id, p.args, environ)
 }
 
 func belongs(id string, args []string, environ []byte) bool {
-	for _, v := range bytes.Split(environ, []byte{0}) {
-		if string(v) == idVariable+"="+id {
-			return true
-		}
+	if has(environ, idVariable, id) {
+		return true
 	}
 	for i, arg := range args {
 		if arg == "-uuid" && i+1 < len(args) && strings.HasPrefix(args[i+1], id+"-") {

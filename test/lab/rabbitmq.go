@@ -16,11 +16,24 @@ import (
 	"go.uber.org/zap"
 )
 
-// Rabbit is the lab's RabbitMQ node. It listens on loopback only, runs as
+// Rabbit is a RabbitMQ node of the lab. It listens on loopback only, runs as
 // whoever starts it, and needs neither root nor libvirt.
 type Rabbit struct {
-	lab   *Lab
-	ports rabbitPorts
+	lab     *Lab
+	index   int // of the node in its cluster
+	ports   rabbitPorts
+	options RabbitOptions
+}
+
+// RabbitOptions say how the lab's nodes of RabbitMQ are set up. The zero value
+// is one node.
+type RabbitOptions struct {
+	// Nodes is the number of nodes of the cluster.
+	Nodes int
+	// Config are further lines of rabbitmq.conf.
+	Config string
+	// Plugins are enabled.
+	Plugins []string
 }
 
 // rabbitPorts are chosen once, so that a node comes back where it was.
@@ -35,23 +48,55 @@ const (
 
 // RabbitMQ starts the lab's node, unless it runs, and returns when it answers.
 func (l *Lab) RabbitMQ(ctx context.Context) (*Rabbit, error) {
+	nodes, err := l.RabbitMQNodes(ctx, RabbitOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return nodes[0], nil
+}
+
+// RabbitMQNodes starts a cluster of nodes, unless they run, and returns when all
+// answer and know each other.
+func (l *Lab) RabbitMQNodes(ctx context.Context, options RabbitOptions) ([]*Rabbit, error) {
 	if _, err := os.Stat(rabbitServer); err != nil {
 		return nil, fmt.Errorf("start RabbitMQ: no %s: apt-get install rabbitmq-server", rabbitServer)
 	}
-	if err := os.MkdirAll(l.path("rabbitmq"), 0o755); err != nil {
-		return nil, fmt.Errorf("start RabbitMQ: %w", err)
+	options.Nodes = max(1, options.Nodes)
+	nodes := make([]*Rabbit, options.Nodes)
+	for i := range nodes {
+		r := &Rabbit{lab: l, index: i, options: options}
+		if err := r.prepare(nodes[0]); err != nil {
+			return nil, fmt.Errorf("start RabbitMQ: %w", err)
+		}
+		nodes[i] = r
 	}
-	r := &Rabbit{lab: l}
-	err := readJSON(r.file("ports.json"), &r.ports)
-	if errors.Is(err, fs.ErrNotExist) {
-		if r.ports, err = freePorts(); err == nil {
-			err = writeJSON(r.file("ports.json"), r.ports)
+	// The first node makes the cluster, the others join it: side by side they
+	// would draw lots for who does.
+	for _, r := range nodes {
+		if err := r.Start(ctx); err != nil {
+			return nil, err
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("start RabbitMQ: %w", err)
+	return nodes, nil
+}
+
+// prepare makes the node's folder and chooses its ports. The nodes of a cluster
+// have epmd and the cookie of the first.
+func (r *Rabbit) prepare(first *Rabbit) error {
+	if err := os.MkdirAll(r.file(""), 0o755); err != nil {
+		return err
 	}
-	return r, r.Start(ctx)
+	err := readJSON(r.file("ports.json"), &r.ports)
+	if errors.Is(err, fs.ErrNotExist) {
+		if r.ports, err = freePorts(); err != nil {
+			return err
+		}
+		if first != nil {
+			r.ports.EPMD = first.ports.EPMD
+		}
+		return writeJSON(r.file("ports.json"), r.ports)
+	}
+	return err
 }
 
 // freePorts finds ports that nobody listens on at the moment.
@@ -68,18 +113,31 @@ func freePorts() (rabbitPorts, error) {
 	return rabbitPorts{AMQP: ports[0], Dist: ports[1], EPMD: ports[2]}, nil
 }
 
-func (r *Rabbit) file(name string) string { return r.lab.path("rabbitmq", name) }
+func (r *Rabbit) file(name string) string { return r.lab.path(r.folder(), name) }
+
+func (r *Rabbit) folder() string {
+	if r.index == 0 {
+		return "rabbitmq"
+	}
+	return fmt.Sprintf("rabbitmq-%d", r.index)
+}
 
 // URL is where the node is, with its user guest.
 func (r *Rabbit) URL() string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1:%d/", r.ports.AMQP) }
 
 // Node is the node's name, for rabbitmqctl.
-func (r *Rabbit) Node() string { return "kvmeter-" + r.lab.id + "@localhost" }
+func (r *Rabbit) Node() string { return r.node(r.index) }
+
+func (r *Rabbit) node(index int) string {
+	return fmt.Sprintf("kvmeter-%s-%d@localhost", r.lab.id, index)
+}
+
+func (r *Rabbit) isBroker(p process) bool { return isBroker(p) && p.has("RABBITMQ_NODENAME", r.Node()) }
 
 // Env is the environment in which [RabbitMQCtl] and its like find this node.
 func (r *Rabbit) Env() []string {
 	return []string{
-		"HOME=" + r.file(""),
+		"HOME=" + r.lab.path("rabbitmq"), // where the cookie is
 		fmt.Sprintf("ERL_EPMD_PORT=%d", r.ports.EPMD),
 		"ERL_EPMD_ADDRESS=127.0.0.1",
 		"RABBITMQ_NODENAME=" + r.Node(),
@@ -100,7 +158,7 @@ func (r *Rabbit) Start(ctx context.Context) error {
 }
 
 func (r *Rabbit) start(ctx context.Context) error {
-	running, err := r.lab.processes(isBroker)
+	running, err := r.lab.processes(r.isBroker)
 	if err != nil {
 		return err
 	}
@@ -109,9 +167,8 @@ func (r *Rabbit) start(ctx context.Context) error {
 	}
 	for name, text := range map[string]string{
 		"rabbitmq-env.conf": "",
-		"enabled_plugins":   "[].\n",
-		// A quorum queue's log is made at its full size; the default is 512 MB.
-		"rabbitmq.conf": fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d\nraft.wal_max_size_bytes = 33554432\n", r.ports.AMQP),
+		"enabled_plugins":   "[" + strings.Join(r.options.Plugins, ",") + "].\n",
+		"rabbitmq.conf":     r.config(),
 	} {
 		if err := os.WriteFile(r.file(name), []byte(text), 0o644); err != nil {
 			return err
@@ -153,6 +210,20 @@ func (r *Rabbit) start(ctx context.Context) error {
 	}
 	r.lab.log.Info("RabbitMQ runs", zap.String("url", r.URL()))
 	return nil
+}
+
+func (r *Rabbit) config() string {
+	// A quorum queue's log is made at its full size; the default is 512 MB.
+	text := fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d\nraft.wal_max_size_bytes = 33554432\n", r.ports.AMQP)
+	if r.options.Nodes > 1 {
+		text += "cluster_formation.peer_discovery_backend = classic_config\n" +
+			"cluster_formation.randomized_startup_delay_range.min = 0\n" +
+			"cluster_formation.randomized_startup_delay_range.max = 1\n"
+		for i := range r.options.Nodes {
+			text += fmt.Sprintf("cluster_formation.classic_config.nodes.%d = %s\n", i+1, r.node(i))
+		}
+	}
+	return text + r.options.Config
 }
 
 // spawn starts a process that outlives this one; ended is closed at its end.
@@ -202,7 +273,7 @@ func (r *Rabbit) waitReady(ctx context.Context, ended <-chan struct{}) error {
 
 // PID is the broker's process id, 0 when it does not run.
 func (r *Rabbit) PID() int {
-	found, err := r.lab.processes(isBroker)
+	found, err := r.lab.processes(r.isBroker)
 	if err != nil || len(found) == 0 {
 		return 0
 	}
@@ -211,16 +282,16 @@ func (r *Rabbit) PID() int {
 
 // Kill9 kills the broker with SIGKILL; its data stay for [Rabbit.Start].
 func (r *Rabbit) Kill9(ctx context.Context) error {
-	if err := r.lab.kill(ctx, "RabbitMQ", isBroker); err != nil {
+	if err := r.lab.kill(ctx, "RabbitMQ", r.isBroker); err != nil {
 		return fmt.Errorf("kill RabbitMQ: %w", err)
 	}
 	return nil
 }
 
-// Stop ends the broker in good order, and its epmd; the data stay.
+// Stop ends all nodes in good order, and their epmd; the data stay.
 func (r *Rabbit) Stop(ctx context.Context) error { return r.lab.StopRabbitMQ(ctx) }
 
-// StopRabbitMQ ends the lab's node, if it runs, in good order; its data stay.
+// StopRabbitMQ ends the lab's nodes that run, in good order; their data stay.
 func (l *Lab) StopRabbitMQ(ctx context.Context) error {
 	// epmd after the broker, which would miss it.
 	if err := errors.Join(l.end(ctx, "RabbitMQ", isBroker), l.end(ctx, "epmd", isRabbits)); err != nil {

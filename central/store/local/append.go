@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
@@ -16,10 +17,12 @@ import (
 // groupBytes bounds the bodies that are committed together.
 const groupBytes = 4 << 20
 
-// request is a call of Append.
+// request is a call of Append or AppendEvents.
 type request struct {
 	ctx     context.Context
 	batches []store.Received
+	events  []sample.Event
+	run     func() // what the committer is to do instead
 	stored  []store.Stored
 	err     error
 	done    chan struct{} // closed when stored and err are set
@@ -27,6 +30,12 @@ type request struct {
 
 // Append implements [store.Store].
 func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.Stored, error) {
+	return s.submit(&request{ctx: ctx, batches: batches, done: make(chan struct{})})
+}
+
+// submit hands a request to the committer and waits until it is done.
+func (s *Store) submit(r *request) ([]store.Stored, error) {
+	ctx := r.ctx
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -36,7 +45,6 @@ func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.S
 	if err := s.disk.check(); err != nil {
 		return nil, err
 	}
-	r := &request{ctx: ctx, batches: batches, done: make(chan struct{})}
 	stalled := s.disk.stalled()
 	select {
 	case s.requests <- r:
@@ -70,6 +78,11 @@ func (s *Store) commitLoop() {
 		var group []*request
 		select {
 		case r := <-s.requests:
+			if r.run != nil {
+				r.run()
+				close(r.done)
+				continue
+			}
 			group = append(group, r)
 		case <-s.stop:
 			return
@@ -79,6 +92,11 @@ func (s *Store) commitLoop() {
 		for size < groupBytes {
 			select {
 			case r := <-s.requests:
+				if r.run != nil {
+					r.run()
+					close(r.done)
+					continue
+				}
 				group = append(group, r)
 				size += r.size()
 			default:
@@ -95,10 +113,33 @@ func (s *Store) commitLoop() {
 	}
 }
 
+// inCommitter lets the committer do something between two commits.
+func (s *Store) inCommitter(do func()) error {
+	r := &request{run: do, done: make(chan struct{})}
+	select {
+	case s.requests <- r:
+	case <-s.failing:
+		return s.failure()
+	case <-s.stop:
+		return errClosed
+	}
+	select {
+	case <-r.done:
+		return nil
+	case <-s.failing:
+		return s.failure()
+	case <-s.stop:
+		return errClosed
+	}
+}
+
 func (r *request) size() int {
 	n := 0
 	for _, b := range r.batches {
 		n += len(b.Body)
+	}
+	for i := range r.events {
+		n += eventBytes(&r.events[i])
 	}
 	return n
 }
@@ -121,11 +162,22 @@ func (s *Store) store(group []*request) error {
 	epochs := map[epoch]seqSet{}
 	ids := map[sample.BatchID]bool{}
 	next := s.next
+	events := s.newEvents(w)
+	if slices.ContainsFunc(group, func(r *request) bool { return len(r.events) > 0 }) {
+		s.eventWriting.Lock()
+		defer s.eventWriting.Unlock()
+	}
 	for _, r := range group {
 		if r.err = r.ctx.Err(); r.err != nil {
 			continue
 		}
-		r.stored = make([]store.Stored, len(r.batches))
+		r.stored = make([]store.Stored, len(r.batches)+len(r.events))
+		for i := range r.events {
+			var err error
+			if r.stored[i], err = events.add(&r.events[i]); err != nil {
+				return err
+			}
+		}
 		for i, in := range r.batches {
 			b := in.Batch
 			if err := store.CheckBatch(b); err != nil {
@@ -149,8 +201,11 @@ func (s *Store) store(group []*request) error {
 			next++
 		}
 	}
-	if len(accepted) == 0 {
+	if len(accepted) == 0 && events.count == 0 {
 		return nil
+	}
+	if err := events.finish(); err != nil {
+		return err
 	}
 	for e, set := range epochs {
 		if err := w.Set(seqsKey(e.node, e.epoch), set.append(nil), nil); err != nil {
@@ -160,6 +215,7 @@ func (s *Store) store(group []*request) error {
 	if err := s.commit(w); err != nil {
 		return err
 	}
+	events.committed()
 	s.next = next
 	for e, set := range epochs {
 		s.epochs[e] = set
@@ -273,6 +329,11 @@ func (s *Store) replay(flushed uint64) error {
 			return fmt.Errorf("replay batch %d: %w", seq, errCorrupt)
 		}
 		b, err := s.decoder.Decode(value[8:])
+		if err != nil && s.options.lenient {
+			s.log.Error("a received batch cannot be read and is dropped", zap.Uint64("batch", seq), zap.Error(err))
+			s.next = seq + 1
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("replay batch %d: %w", seq, err)
 		}

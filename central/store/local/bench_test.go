@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ type fleet struct {
 	nodes   []*fleetNode
 	now     int64 // of the current tick
 	next    int   // node
+	step    int64 // µs between two batches of a node
 	columns []fleetColumn
 }
 
@@ -52,7 +54,7 @@ func newFleet(tb testing.TB, nodes, domains int) *fleet {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	f := &fleet{Rand: rand.New(rand.NewPCG(1, 2)), enc: enc, now: fleetStart}
+	f := &fleet{Rand: rand.New(rand.NewPCG(1, 2)), enc: enc, now: fleetStart, step: fleetStep}
 	add := func(n int, name string, kind sample.Kind, unit string, tag sample.Tag, step func(*fleet, float64) float64) {
 		for i := range n {
 			f.columns = append(f.columns, fleetColumn{sample.MeterRef{Name: fmt.Sprint(name, i), Kind: kind, Unit: unit}, tag, step})
@@ -116,7 +118,7 @@ func (f *fleet) batch(tb testing.TB) store.Received {
 	node := f.nodes[f.next]
 	if f.next++; f.next == len(f.nodes) {
 		f.next = 0
-		defer func() { f.now += fleetStep }()
+		defer func() { f.now += f.step }()
 	}
 	b := &node.batch
 	b.Base = f.now + node.offset
@@ -179,9 +181,9 @@ func ingest(tb testing.TB, s *Store, f *fleet, samples int) time.Duration {
 	return end - start - making
 }
 
-// settle flushes and compacts, so that the folder holds what rests.
+// settle flushes, rolls up and compacts, so that the folder holds what rests.
 func settle(tb testing.TB, s *Store) {
-	if err := s.Flush(context.Background()); err != nil {
+	if err := s.Roll(context.Background()); err != nil {
 		tb.Fatal(err)
 	}
 	if err := s.db.Flush(); err != nil {
@@ -220,18 +222,31 @@ func benchSamples(tb testing.TB) int {
 	return 5_000_000
 }
 
-// BenchmarkAppend stores samples of 100 nodes with 50 domains each and prints
-// the CPU time a sample, flushes and compactions included, and the bytes a
-// sample at rest. One operation is one sample.
+// BenchmarkAppend stores samples of nodes with 50 domains each and prints the CPU
+// time a sample, from decoded batches to where they rest, rolled up, and the
+// bytes that it takes there. One operation is one sample. A million series sends
+// each minute, so that the samples are of as much of an hour as they can be.
 func BenchmarkAppend(b *testing.B) {
+	for _, fl := range []struct {
+		name  string
+		nodes int
+		step  int64
+	}{{"10,000 series", 10, fleetStep}, {"100,000 series", 100, fleetStep}, {"1,000,000 series", 1000, 6 * fleetStep}} {
+		b.Run(fl.name, func(b *testing.B) { benchAppend(b, fl.nodes, fl.step) })
+	}
+}
+
+func benchAppend(b *testing.B, nodes int, step int64) {
 	b.ReportAllocs()
 	n := max(b.N, benchSamples(b))
 	dir := b.TempDir()
-	s, err := Open(dir, Options{MinFree: 1, Retention: -1})
+	o := Options{MinFree: 1, Retention: -1}
+	s, err := Open(dir, o)
 	if err != nil {
 		b.Fatal(err)
 	}
-	f := newFleet(b, 100, 50)
+	f := newFleet(b, nodes, 50)
+	f.step = step
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	start := time.Now()
@@ -248,7 +263,7 @@ func BenchmarkAppend(b *testing.B) {
 		if err := s.Close(); err != nil {
 			b.Fatal(err)
 		}
-		if s, err = Open(dir, Options{MinFree: 1, Retention: -1}); err != nil {
+		if s, err = Open(dir, o); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -257,6 +272,7 @@ func BenchmarkAppend(b *testing.B) {
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(float64(cpu.Nanoseconds())/float64(n), "cpu-ns/sample")
+	b.ReportMetric(float64(n)/cpu.Seconds(), "samples/core-s")
 	b.ReportMetric(float64(diskBytes(b, dir))/float64(n), "B/sample")
 	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/float64(n), "allocs/sample")
 	b.ReportMetric(float64(wall.Nanoseconds())/float64(n), "wall-ns/sample")
@@ -265,6 +281,147 @@ func BenchmarkAppend(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.ReportMetric(float64(usage.Maxrss)/1024, "peak-MiB")
+}
+
+// BenchmarkCommit stores 10,000 samples of 100,000 series ten times a second, as
+// a fleet of 1,000 hosts sends them, and prints how long that takes beside an
+// fdatasync of as many bytes to a file of its own. One operation is one commit:
+// run it for -benchtime 6000x.
+func BenchmarkCommit(b *testing.B) {
+	dir := b.TempDir()
+	s, err := Open(filepath.Join(dir, "store"), Options{MinFree: 1, Retention: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer closeStore(b, s)
+	file, err := os.Create(filepath.Join(dir, "bare"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer file.Close()
+	f := newFleet(b, 100, 50)
+	var commits, bare []time.Duration
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	group := make([]store.Received, 10)
+	for b.Loop() {
+		<-tick.C
+		var bytes []byte
+		for i := range group {
+			group[i] = f.batch(b)
+			bytes = append(bytes, group[i].Body...)
+		}
+		began := time.Now()
+		if _, err := s.Append(context.Background(), group); err != nil {
+			b.Fatal(err)
+		}
+		commits = append(commits, time.Since(began))
+		began = time.Now()
+		if _, err := file.Write(bytes); err != nil {
+			b.Fatal(err)
+		}
+		if err := unix.Fdatasync(int(file.Fd())); err != nil {
+			b.Fatal(err)
+		}
+		bare = append(bare, time.Since(began))
+	}
+	b.ReportMetric(0, "ns/op")
+	at := func(d []time.Duration, q float64) float64 {
+		slices.Sort(d)
+		return float64(d[int(q*float64(len(d)-1))].Microseconds()) / 1000
+	}
+	for _, q := range []float64{0.5, 0.99, 1} {
+		b.ReportMetric(at(commits, q), fmt.Sprintf("commit-p%g-ms", q*100))
+		b.ReportMetric(at(bare, q), fmt.Sprintf("fdatasync-p%g-ms", q*100))
+	}
+}
+
+// BenchmarkMonth asks a store of 10,000 series with a month of samples:
+// KVMETER_BENCH_POINTS of each, 10000 for published figures.
+func BenchmarkMonth(b *testing.B) {
+	points := 500
+	if v := os.Getenv("KVMETER_BENCH_POINTS"); v != "" {
+		var err error
+		if points, err = strconv.Atoi(v); err != nil {
+			b.Fatal(err)
+		}
+	}
+	dir := os.Getenv("KVMETER_BENCH_STORE") // is kept where it is named
+	if dir == "" {
+		dir = b.TempDir()
+	}
+	s, err := Open(dir, Options{MinFree: 1, Retention: -1, RollupRetention: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer closeStore(b, s)
+	f := newFleet(b, 10, 50)
+	f.step = 30 * dayLength / int64(points)
+	if rs, err := s.Resources(context.Background(), store.Filter{}); err != nil {
+		b.Fatal(err)
+	} else if len(rs) == 0 {
+		ingest(b, s, f, points*10_000)
+		settle(b, s)
+	}
+	resource := func(i int) store.Filter { return store.Where(store.FieldResource, store.Eq, f.row(i).Resource) }
+	project := func(i int) store.Filter { return store.Where(store.FieldProject, store.Eq, f.row(i).Project) }
+	start := int64(fleetStart)
+	month := store.And(store.Where(store.FieldTime, store.Ge, start), store.Where(store.FieldTime, store.Lt, start+30*dayLength))
+	metadata := func(key string, op store.Op, value any) store.Filter {
+		return store.Filter{Cond: &store.Cond{Field: store.FieldMetadata, Key: key, Op: op, Value: value}}
+	}
+	for _, q := range []struct {
+		name string
+		ask  func(b *testing.B, i int)
+	}{
+		{"newest 100 of a series", func(b *testing.B, i int) { benchList(b, s, 100, store.And(f.meter(i), resource(i))) }},
+		{"statistics by hour, series", func(b *testing.B, i int) {
+			benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), resource(i), month), Period: 3600, Start: &start})
+		}},
+		{"statistics by hour from any second, series", func(b *testing.B, i int) {
+			from := start + 1234567890
+			benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), resource(i), store.Where(store.FieldTime, store.Ge, from)), Period: 3600, Start: &from})
+		}},
+		{"statistics by hour, project by resource", func(b *testing.B, i int) {
+			benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), project(i), month), Period: 3600, Start: &start, GroupBy: []store.Group{{Field: store.FieldResource}}})
+		}},
+		{"complex query with metadata", func(b *testing.B, i int) {
+			not := store.And(metadata("status", store.Eq, "deleted"))
+			benchList(b, s, 100, store.And(
+				f.meter(i), store.Filter{Or: []store.Filter{metadata("flavor.name", store.Eq, fmt.Sprint("m1.size", i%8)), metadata("vcpus", store.Gt, 4.0)}},
+				store.Filter{Not: &not}, store.Where(store.FieldVolume, store.Ge, sample.Uint(0)), store.Where(store.FieldTime, store.Lt, start+int64(1+i%29)*dayLength),
+			))
+		}},
+		{"meters of a resource", func(b *testing.B, i int) {
+			if ms, err := s.Meters(context.Background(), resource(i)); err != nil || len(ms) != len(f.columns) {
+				b.Fatal(len(ms), err)
+			}
+		}},
+		{"usage of a project", func(b *testing.B, i int) {
+			n := 0
+			if err := s.Usage(context.Background(), store.UsageQuery{From: start, To: start + 30*dayLength, Filter: project(i)}, func(store.Usage) bool {
+				n++
+				return true
+			}); err != nil || n != 1000 {
+				b.Fatal(n, err)
+			}
+		}},
+	} {
+		b.Run(q.name, func(b *testing.B) { benchAsk(b, q.ask) })
+	}
+}
+
+// benchAsk prints the CPU time of a query.
+func benchAsk(b *testing.B, ask func(b *testing.B, i int)) {
+	b.ReportAllocs()
+	i := 0
+	before, _ := cpuTime(b)
+	for b.Loop() {
+		ask(b, i)
+		i++
+	}
+	after, _ := cpuTime(b)
+	b.ReportMetric(float64((after-before).Microseconds())/float64(i)/1000, "cpu-ms/op")
 }
 
 // benchStore is a store with samples: half of them settled, the rest in memory
@@ -373,17 +530,7 @@ func BenchmarkQuery(b *testing.B) {
 					}
 				}},
 			} {
-				b.Run(q.name, func(b *testing.B) {
-					b.ReportAllocs()
-					i := 0
-					before, _ := cpuTime(b)
-					for b.Loop() {
-						q.ask(b, i)
-						i++
-					}
-					after, _ := cpuTime(b)
-					b.ReportMetric(float64((after-before).Microseconds())/float64(i)/1000, "cpu-ms/op")
-				})
+				b.Run(q.name, func(b *testing.B) { benchAsk(b, q.ask) })
 			}
 		})
 	}

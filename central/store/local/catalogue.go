@@ -59,6 +59,7 @@ type holder struct {
 	project     string
 	user        string
 	incarnation sample.Incarnation
+	born        int64 // time of the oldest sample it ever had
 }
 
 func (h *holder) is(r *sample.Row) bool {
@@ -131,10 +132,12 @@ type catalogue struct {
 	seed      maphash.Seed
 	meters    []*meter
 	nodes     []string
+	metered   []int64 // by node: time of the oldest sample it ever sent
 	origins   []sample.Origin
 	resources []*resource
 	holders   []*holder
-	metas     [][]byte // 0 is empty
+	metas     [][]byte // 0 is empty, others are if they are collected
+	used      []day    // by metadata: of the newest sample that had it
 
 	byMeter    map[sample.MeterRef]*meter
 	byNode     map[string]uint32
@@ -157,7 +160,7 @@ func openCatalogue(path string) (*catalogue, error) {
 	}
 	db.SetMaxOpenConns(4)
 	c := &catalogue{
-		db: db, seed: maphash.MakeSeed(), metas: [][]byte{nil}, byMeter: map[sample.MeterRef]*meter{}, byNode: map[string]uint32{},
+		db: db, seed: maphash.MakeSeed(), metas: [][]byte{nil}, used: []day{math.MinInt32}, byMeter: map[sample.MeterRef]*meter{}, byNode: map[string]uint32{},
 		byOrigin: map[sample.Origin]uint32{}, byResource: map[string]*resource{}, byMeta: map[[16]byte]uint32{},
 	}
 	if err := c.load(); err != nil {
@@ -265,6 +268,7 @@ func (c *catalogue) addNode(name string) uint32 {
 	name = strings.Clone(name)
 	no := uint32(len(c.nodes))
 	c.nodes = append(c.nodes, name)
+	c.metered = append(c.metered, math.MaxInt64)
 	c.byNode[name] = no
 	return no
 }
@@ -287,7 +291,7 @@ func (c *catalogue) addResource(id string) *resource {
 func (c *catalogue) addHolder(r *resource, row *sample.Row) *holder {
 	h := &holder{
 		no: uint32(len(c.holders)), pos: len(r.holders), resource: r, source: strings.Clone(row.Source),
-		project: strings.Clone(row.Project), user: strings.Clone(row.User), incarnation: row.Incarnation,
+		project: strings.Clone(row.Project), user: strings.Clone(row.User), incarnation: row.Incarnation, born: math.MaxInt64,
 	}
 	c.holders = append(c.holders, h)
 	r.holders = append(r.holders, h)
@@ -302,7 +306,7 @@ func metaKey(data []byte) [16]byte {
 // addMeta takes ownership of data.
 func (c *catalogue) addMeta(data []byte) uint32 {
 	no := uint32(len(c.metas))
-	c.metas = append(c.metas, data)
+	c.metas, c.used = append(c.metas, data), append(c.used, math.MinInt32)
 	c.byMeta[metaKey(data)] = no
 	return no
 }
@@ -407,4 +411,23 @@ func (c *catalogue) gaps(from, to int64) ([]gap, error) {
 		return nil, fmt.Errorf("read gaps: %w", err)
 	}
 	return out, nil
+}
+
+// collect forgets metadata, whose numbers stay, and the gaps that ended before a time.
+func (c *catalogue) collect(metas []uint32, gapsBefore int64) error {
+	c.save.Lock()
+	defer c.save.Unlock()
+	tx, err := c.db.Begin()
+	if err != nil {
+		return err
+	}
+	for _, no := range metas {
+		if _, err := tx.Exec("UPDATE metadata SET data = x'' WHERE no = ?", no); err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+	}
+	if _, err := tx.Exec(`DELETE FROM gap WHERE "to" < ?`, gapsBefore); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
 }

@@ -307,13 +307,27 @@ func (b *batchInfo) append(dst []byte) []byte {
 	dst = binary.AppendVarint(dst, b.recorded)
 	dst = binary.AppendVarint(dst, b.from)
 	dst = binary.AppendUvarint(dst, uint64(b.to-b.from))
-	dst = binary.AppendUvarint(dst, uint64(len(b.resources)))
+	return appendNumbers(dst, b.resources)
+}
+
+// appendNumbers appends ascending numbers.
+func appendNumbers(dst []byte, list []uint32) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(list)))
 	last := uint32(0)
-	for _, no := range b.resources {
+	for _, no := range list {
 		dst = binary.AppendUvarint(dst, uint64(no-last))
 		last = no
 	}
 	return dst
+}
+
+func (r *reader) numbers(out []uint32) []uint32 {
+	last := uint32(0)
+	for n := r.length(uint64(len(r.src))); n > 0 && r.err == nil; n-- {
+		last += r.number()
+		out = append(out, last)
+	}
+	return out
 }
 
 // decodeHead reads the first fields.
@@ -328,12 +342,7 @@ func (b *batchInfo) decode(src []byte) error {
 	b.decodeHead(&r)
 	b.from = r.varint()
 	b.to = b.from + int64(r.uvarint())
-	b.resources = b.resources[:0]
-	last := uint32(0)
-	for n := r.length(uint64(len(r.src))); n > 0 && r.err == nil; n-- {
-		last += r.number()
-		b.resources = append(b.resources, last)
-	}
+	b.resources = r.numbers(b.resources[:0])
 	return r.done("batch")
 }
 

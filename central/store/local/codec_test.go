@@ -167,7 +167,22 @@ func records() map[string][]byte {
 		[]newest{{true, 100, 1900, h, 2}, {true, 500, 2000, h, 3}},
 		[]lifetime{{}, {true, 100, 2000}},
 	}
+	event := sample.Event{
+		ID: "e-1", Type: "compute.instance.create.end", Generated: 1767225600123456, Raw: []byte(`{"a": 1}`),
+		Traits: []sample.Trait{
+			{Name: "instance_id", Type: sample.TextTrait, Text: "vm-1"},
+			{Name: "ratio", Type: sample.FloatTrait, Float: 0.5},
+			{Name: "vcpus", Type: sample.IntTrait, Int: -2},
+			{Name: "launched_at", Type: sample.DatetimeTrait, Int: 1767225600000000},
+		},
+	}
 	return map[string][]byte{
+		"event":          appendEvent(nil, &event),
+		"rollup":         rollupRecord(10e6, func(i int) sample.Volume { return sample.Uint(uint64(1000 + i*i)) }, sample.Cumulative),
+		"rollup-reset":   rollupRecord(10e6, func(i int) sample.Volume { return sample.Int(int64(1000 - i%7)) }, sample.Cumulative),
+		"rollup-few":     rollupRecord(50e6, func(i int) sample.Volume { return sample.Float(float64(i) / 4) }, sample.Gauge),
+		"rollup-floats":  rollupRecord(10e6, func(i int) sample.Volume { return sample.Float(1 / float64(i+3)) }, sample.Gauge),
+		"rollup-mixed":   rollupRecord(10e6, func(i int) sample.Volume { return []sample.Volume{sample.Uint(7), sample.Float(-0.5)}[i%2] }, sample.Gauge),
 		"rows":           t.append(nil),
 		"chunk":          c.append(nil, 50),
 		"chunk-mixed":    some.append(nil, 50),
@@ -176,10 +191,13 @@ func records() map[string][]byte {
 		"place":          where.append(nil),
 		"place-empty":    (&place{}).append(nil),
 		"seqs":           seqSet{{1, 100}, {102, 102}, {1 << 50, math.MaxUint64}}.append(nil),
-		"resource":       st.append(nil, m, true),
-		"key-chunk":      chunkKey(nil, 20454, 7, 9, 20454*dayLength+1, 1<<16|2),
+		"resource":       st.append(nil, 2000, m, []int64{5, 6}, true),
+		"key-chunk":      chunkKey(nil, 490896, 7, 9, 490896*hourLength+1, 1<<16|2),
 		"key-chunk-neg":  chunkKey(nil, -1, 7, 9, -1, 1<<16|2),
-		"key-rows":       rowsKey(nil, 20454, 9, 1<<16|2),
+		"key-rows":       rowsKey(nil, 490896, 9, 1<<16|2),
+		"key-pending":    pendingKey(490896, 5),
+		"key-rollup":     rollupKey(nil, 490897, 7, 9),
+		"key-metered":    meteredKey(3),
 		"key-batch":      batchKey(nil, 20454, 3, 1<<40),
 		"key-batch-id":   batchIDKey(sample.BatchID{1, 2, 3}),
 		"key-foreign":    foreignKey(nil, 20454, 1<<63, 5, 6),
@@ -188,6 +206,19 @@ func records() map[string][]byte {
 		"key-resource":   resourceKey(nil, 11),
 		"state-of-store": (&Store{generation: 5}).stateValue(1234),
 	}
+}
+
+// rollupRecord is the record of an hour with samples, of
+// two owners.
+func rollupRecord(step int64, volume func(i int) sample.Volume, kind sample.Kind) []byte {
+	var points []point
+	for i := range 70 {
+		v := volume(i)
+		points = append(points, point{time: 490896*hourLength + int64(i)*step, seq: uint64(i), bits: v.Bits, tag: v.Tag, node: 2, holder: uint32(i / 40), meta: 3, origin: 1})
+	}
+	var r roller
+	r.roll(points, kind, []*holder{{}, {no: 1}})
+	return r.append(nil, 490896, kind)
 }
 
 // A change here is a change of the format on disk: readers of what older
@@ -231,6 +262,12 @@ var decoders = map[string]func(src []byte) (again []byte, err error){
 		}
 		return c.append(nil, 50), err
 	},
+	"event": func(src []byte) ([]byte, error) {
+		e, err := decodeEvent(src)
+		return appendEvent(nil, &e), err
+	},
+	"rollup":        rollupDecoder(sample.Cumulative),
+	"rollup-floats": rollupDecoder(sample.Gauge),
 	"batch": func(src []byte) ([]byte, error) {
 		var b batchInfo
 		err := b.decode(src)
@@ -254,12 +291,26 @@ var decoders = map[string]func(src []byte) (again []byte, err error){
 		if err := c.readResource(r, src); err != nil {
 			return nil, err
 		}
-		return r.flushed.append(nil, r.meters, r.foreign), nil
+		return r.flushed.append(nil, r.last, r.meters, r.bornHolders(), r.foreign), nil
 	},
+}
+
+func rollupDecoder(kind sample.Kind) func(src []byte) ([]byte, error) {
+	return func(src []byte) ([]byte, error) {
+		var r rollup
+		if err := errors.Join(r.decodeCoarse(src, 490896, kind), r.decodeFine(src, 490896, kind)); err != nil {
+			return nil, err
+		}
+		return r.append(nil, 490896, kind), nil
+	}
 }
 
 func kindOf(record string) string {
 	switch record {
+	case "rollup-reset":
+		return "rollup"
+	case "rollup-mixed", "rollup-few":
+		return "rollup-floats"
 	case "chunk-mixed", "chunk-floats":
 		return "chunk"
 	case "place-empty":
@@ -308,7 +359,7 @@ func FuzzDecoders(f *testing.F) {
 				t.Errorf("%s: %x was read and written as %x, then as %x (%v)", name, src, once, twice, err)
 			}
 		}
-		if d, m, r, last, p, ok := readChunkKey(src); ok && dayOf(last) == d {
+		if d, m, r, last, p, ok := readChunkKey(src); ok && hourOf(last) == d {
 			if again := chunkKey(nil, d, m, r, last, p); !bytes.Equal(again, src) {
 				t.Errorf("chunk key: got %x, want %x", again, src)
 			}
@@ -324,7 +375,7 @@ func FuzzDecoders(f *testing.F) {
 
 func TestKeysSortByWhatTheyHold(t *testing.T) {
 	type key struct {
-		day             day
+		hour            hour
 		meter, resource uint32
 		last            int64
 		part            part
@@ -333,10 +384,10 @@ func TestKeysSortByWhatTheyHold(t *testing.T) {
 	pick := func(n int) int { return r.IntN(n) }
 	var keys []key
 	for range 300 {
-		last := []int64{math.MinInt64, -dayLength, -1, 0, 1, dayLength - 1, dayLength, math.MaxInt64, 1767225600e6}[pick(9)]
-		keys = append(keys, key{dayOf(last), uint32(pick(3)), uint32(pick(3)) << 30, last, part(pick(3)) << 40})
+		last := []int64{math.MinInt64, -hourLength, -1, 0, 1, hourLength - 1, hourLength, math.MaxInt64, 1767225600e6}[pick(9)]
+		keys = append(keys, key{hourOf(last), uint32(pick(3)), uint32(pick(3)) << 30, last, part(pick(3)) << 40})
 	}
-	encode := func(k key) []byte { return chunkKey(nil, k.day, k.meter, k.resource, k.last, k.part) }
+	encode := func(k key) []byte { return chunkKey(nil, k.hour, k.meter, k.resource, k.last, k.part) }
 	slices.SortFunc(keys, func(a, b key) int { return bytes.Compare(encode(a), encode(b)) })
 	for i, k := range keys {
 		d, m, res, last, p, ok := readChunkKey(encode(k))
@@ -348,7 +399,7 @@ func TestKeysSortByWhatTheyHold(t *testing.T) {
 		}
 		a := keys[i-1]
 		for _, c := range [][2]int64{
-			{int64(a.day), int64(k.day)},
+			{int64(a.hour), int64(k.hour)},
 			{int64(a.meter), int64(k.meter)},
 			{int64(a.resource), int64(k.resource)},
 			{a.last, k.last},
@@ -368,6 +419,9 @@ func TestDaysHoldEveryTime(t *testing.T) {
 	for _, at := range []int64{math.MinInt64, math.MinInt64 + 1, -dayLength - 1, -dayLength, -1, 0, dayLength - 1, dayLength, math.MaxInt64} {
 		if d := dayOf(at); d.start() > at || d.end() < at {
 			t.Errorf("%d: got day %d from %d to %d", at, d, d.start(), d.end())
+		}
+		if h := hourOf(at); h.start() > at || h.end() < at {
+			t.Errorf("%d: got hour %d from %d to %d", at, h, h.start(), h.end())
 		}
 	}
 }

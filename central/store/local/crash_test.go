@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -103,7 +104,7 @@ func TestKilledStoreHasEveryAcknowledgedBatchOnce(t *testing.T) {
 	}
 	acked := map[uint64]bool{}
 	r := rand.New(rand.NewPCG(1, 0))
-	for round := range 4 {
+	for round := range atLeast(t, "KVMETER_CRASH_KILLS", 4) {
 		cmd := exec.Command(exe)
 		cmd.Env = append(os.Environ(), crashDir+"="+dir)
 		out, err := cmd.StdoutPipe()
@@ -167,6 +168,25 @@ func checkOnce(t *testing.T, s *Store, acked map[uint64]bool) {
 	if n := len(whole(t, s)); n < int(last) {
 		t.Errorf("got %d batches, want %d", n, last)
 	}
+	if err := s.Roll(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if ps := verify(t, s); len(ps) > 0 {
+		t.Errorf("problems: %q", ps)
+	}
+}
+
+// atLeast is how often a test does something: n times, or as often as a
+// variable says.
+func atLeast(t *testing.T, variable string, n int) int {
+	t.Helper()
+	if v := os.Getenv(variable); v != "" {
+		var err error
+		if n, err = strconv.Atoi(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return n
 }
 
 // powerCut is what a machine finds when it comes up again.
@@ -218,9 +238,25 @@ func (c *cutter) MaybeError(op errorfs.Op) error {
 func (c *cutter) String() string { return "power cut" }
 
 func TestPowerCutAtAnyWriteLosesNothingAcknowledged(t *testing.T) {
+	want, points := atLeast(t, "KVMETER_CRASH_POINTS", 100), 0
+	var slowest time.Duration
+	for seed := uint64(2); points < want && !t.Failed(); seed++ {
+		n, open := powerCuts(t, seed)
+		points, slowest = points+n, max(slowest, open)
+		if n < 50 {
+			t.Fatalf("got %d writes to cut at; the test is blind", n)
+		}
+	}
+	t.Logf("%d writes to cut at; the slowest start after one took %s", points, slowest.Round(time.Millisecond))
+}
+
+// powerCuts runs a store, and then starts it from what is left after a cut at
+// each of its writes.
+func powerCuts(t *testing.T, seed uint64) (points int, slowest time.Duration) {
 	dir := t.TempDir()
-	c := &cutter{fs: vfs.NewCrashableMem(), dir: dir, rand: rand.New(rand.NewPCG(2, 0)), acked: map[uint64]bool{}}
-	o := Options{MinFree: 1, Retention: -1, fs: errorfs.Wrap(c.fs, c)}
+	c := &cutter{fs: vfs.NewCrashableMem(), dir: dir, rand: rand.New(rand.NewPCG(seed, 0)), acked: map[uint64]bool{}}
+	o := Options{MinFree: 1, Retention: -1, EventRetention: -1, fs: errorfs.Wrap(c.fs, c)}
+	r := rand.New(rand.NewPCG(seed, 1))
 	for seq, round := uint64(1), 0; round < 2; round++ {
 		s := open(t, dir, o)
 		c.mu.Lock()
@@ -231,15 +267,18 @@ func TestPowerCutAtAnyWriteLosesNothingAcknowledged(t *testing.T) {
 			c.mu.Lock()
 			c.acked[seq] = true
 			c.mu.Unlock()
-			if seq++; seq%4 == 0 {
-				if err := s.Flush(context.Background()); err != nil {
-					t.Fatal(err)
-				}
+			seq++
+			var err error
+			switch r.IntN(6) {
+			case 0:
+				err = s.Flush(context.Background())
+			case 1:
+				err = s.Roll(context.Background())
+			case 2:
+				err = s.db.Flush()
 			}
-			if seq%10 == 0 {
-				if err := s.db.Flush(); err != nil {
-					t.Fatal(err)
-				}
+			if err != nil {
+				t.Fatal(err)
 			}
 		}
 		closeStore(t, s)
@@ -248,10 +287,6 @@ func TestPowerCutAtAnyWriteLosesNothingAcknowledged(t *testing.T) {
 		c.mu.Unlock()
 	}
 	cuts := c.cuts
-	t.Logf("%d writes", len(cuts))
-	if len(cuts) < 100 {
-		t.Errorf("got %d writes to cut at; the test is blind", len(cuts))
-	}
 	for i, cut := range cuts {
 		if testing.Short() && i%5 > 0 {
 			continue
@@ -266,16 +301,19 @@ func TestPowerCutAtAnyWriteLosesNothingAcknowledged(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s, err := Open(dir, Options{MinFree: 1, Retention: -1, fs: cut.fs})
+		began := time.Now()
+		s, err := Open(dir, Options{MinFree: 1, Retention: -1, EventRetention: -1, fs: cut.fs})
+		slowest = max(slowest, time.Since(began))
 		if err != nil {
-			t.Fatalf("cut %d at %s: %v", i, cut.op, err)
+			t.Fatalf("seed %d, cut %d at %s: %v", seed, i, cut.op, err)
 		}
 		checkOnce(t, s, cut.acked)
 		closeStore(t, s)
 		if t.Failed() {
-			t.Fatalf("cut %d at %s", i, cut.op)
+			t.Fatalf("seed %d, cut %d at %s", seed, i, cut.op)
 		}
 	}
+	return len(cuts), slowest
 }
 
 // badDisk fails every write from one on.
@@ -311,7 +349,7 @@ func TestDiskThatFailsAtAnyWriteLosesNothingAcknowledged(t *testing.T) {
 		step = 17
 	}
 	failed := 0
-	for left := 0; left < 150; left += step {
+	for left := 0; left < atLeast(t, "KVMETER_CRASH_FAILURES", 150); left += step {
 		dir := t.TempDir()
 		fs := vfs.NewCrashableMem()
 		bad := &badDisk{left: left, err: syscall.EIO}
@@ -325,7 +363,7 @@ func TestDiskThatFailsAtAnyWriteLosesNothingAcknowledged(t *testing.T) {
 					t.Errorf("after %d writes: got %v", left, err)
 				}
 				if seq%4 == 0 {
-					_ = s.Flush(context.Background()) // may fail: that is the point
+					_ = s.Roll(context.Background()) // may fail: that is the point
 				}
 			}
 			found := whole(t, s)

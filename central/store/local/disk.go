@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -190,9 +191,19 @@ func (d *disk) file(open func() (vfs.File, error)) (vfs.File, error) {
 	return &diskFile{f, d}, nil
 }
 
-// Create implements [vfs.FS].
+// Create implements [vfs.FS]. The entry of a manifest is synced: Pebble moves the
+// marker that names it in the same sync of the folder, of which a power cut may
+// leave the marker only where a file's own sync does not keep its entry.
 func (d *disk) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return d.file(func() (vfs.File, error) { return d.FS.Create(name, c) })
+	f, err := d.file(func() (vfs.File, error) { return d.FS.Create(name, c) })
+	if err != nil || !strings.HasPrefix(d.PathBase(name), "MANIFEST-") {
+		return f, err
+	}
+	dir, err := d.OpenDir(d.PathDir(name))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, errors.Join(dir.Sync(), dir.Close())
 }
 
 // OpenReadWrite implements [vfs.FS].

@@ -15,27 +15,29 @@ import (
 
 // expire drops the days that ended before the retention.
 func (s *Store) expire() error {
-	if s.options.Retention < 0 {
+	retention := s.longest(keyChunk)
+	if retention < 0 {
 		return nil
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	cutoff := s.options.Clock().Add(-s.options.Retention)
+	cutoff := s.options.Clock().Add(-retention)
 	s.mu.RLock()
-	days := s.days
+	hours := s.hours
 	s.mu.RUnlock()
+	last := dayOf(cutoff.UnixMicro()) - 1
 	keep := 0
-	for keep < len(days) && days[keep].end() < cutoff.UnixMicro() {
+	for keep < len(hours) && hours[keep].end() <= last.end() {
 		keep++
 	}
 	if keep == 0 {
 		return nil
 	}
 	b := s.db.NewBatch()
-	if err := s.dropDays(b, days[keep-1], cutoff); err != nil {
+	if err := s.dropDays(b, last, cutoff); err != nil {
 		return fmt.Errorf("drop days: %w", err)
 	}
-	states, err := s.forget(b, days[keep:], days[keep-1].end())
+	states, err := s.forget(b, hours[keep:], last.end())
 	if err != nil {
 		return fmt.Errorf("drop days: %w", err)
 	}
@@ -43,12 +45,12 @@ func (s *Store) expire() error {
 		return fmt.Errorf("drop days: %w", err)
 	}
 	s.mu.Lock()
-	s.days = days[keep:]
+	s.hours = slices.DeleteFunc(slices.Clone(s.hours), func(h hour) bool { return h.end() <= last.end() })
 	for r, st := range states {
 		r.flushed = st
 	}
 	s.mu.Unlock()
-	s.log.Info("days dropped", zap.Int("days", keep), zap.Time("before", cutoff.UTC()))
+	s.log.Info("samples dropped", zap.Int("hours", keep), zap.Time("before", cutoff.UTC()))
 	return nil
 }
 
@@ -56,7 +58,10 @@ func (s *Store) expire() error {
 // that were made a while before them.
 func (s *Store) dropDays(b *pebble.Batch, last day, cutoff time.Time) error {
 	var errs []error
-	for _, kind := range []byte{keyChunk, keyRows, keyBatch, keyForeign} {
+	for _, kind := range []byte{keyChunk, keyRows, keyPending} {
+		errs = append(errs, b.DeleteRange([]byte{kind}, appendHour([]byte{kind}, hourOf(last.end())+1), nil))
+	}
+	for _, kind := range []byte{keyBatch, keyForeign} {
 		end := []byte{kind + 1}
 		if last < 1<<31-1 {
 			end = appendDay([]byte{kind}, last+1)
@@ -72,9 +77,9 @@ func (s *Store) dropDays(b *pebble.Batch, last day, cutoff time.Time) error {
 }
 
 // forget returns what is known of the resources without the samples up to end,
-// and writes it. Where an oldest sample is gone the days that stay are read for
+// and writes it. Where an oldest sample is gone the hours that stay are read for
 // the next one.
-func (s *Store) forget(b *pebble.Batch, days []day, end int64) (map[*resource]*state, error) {
+func (s *Store) forget(b *pebble.Batch, hours []hour, end int64) (map[*resource]*state, error) {
 	states := map[*resource]*state{}
 	open := map[*holder]bool{} // their oldest sample is to be found
 	s.mu.RLock()
@@ -101,7 +106,7 @@ func (s *Store) forget(b *pebble.Batch, days []day, end int64) (map[*resource]*s
 		states[r] = n
 	}
 	s.mu.RUnlock()
-	for _, d := range days {
+	for _, d := range hours {
 		if len(open) == 0 {
 			break
 		}
@@ -111,15 +116,9 @@ func (s *Store) forget(b *pebble.Batch, days []day, end int64) (map[*resource]*s
 	}
 	for r, n := range states {
 		s.mu.RLock()
-		meters, foreign := r.meters, r.foreign
+		meters, born, foreign, last := r.meters, r.bornHolders(), r.foreign, r.last
 		s.mu.RUnlock()
-		var err error
-		if n.newest.has {
-			err = b.Set(resourceKey(nil, r.no), n.append(nil, meters, foreign), nil)
-		} else {
-			err = b.Delete(resourceKey(nil, r.no), nil)
-		}
-		if err != nil {
+		if err := b.Set(resourceKey(nil, r.no), n.append(nil, last, meters, born, foreign), nil); err != nil {
 			return nil, err
 		}
 	}
@@ -139,11 +138,11 @@ func (n *newest) cut(end int64) {
 	n.first = max(n.first, end+1)
 }
 
-// oldest finds the oldest samples of the open holders in a day's rows.
-func (s *Store) oldest(d day, holders []*holder, states map[*resource]*state, open map[*holder]bool) error {
+// oldest finds the oldest samples of the open holders in an hour's rows.
+func (s *Store) oldest(h hour, holders []*holder, states map[*resource]*state, open map[*holder]bool) error {
 	var t rows
 	found := map[*holder]bool{}
-	err := s.scan(appendDay([]byte{keyRows}, d), append(appendDay([]byte{keyRows}, d), 0xff, 0xff, 0xff, 0xff, 0xff), func(_, v []byte) error {
+	err := s.scan(appendHour([]byte{keyRows}, h), appendHour([]byte{keyRows}, h+1), func(_, v []byte) error {
 		if err := t.decode(v); err != nil {
 			return err
 		}

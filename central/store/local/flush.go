@@ -1,6 +1,7 @@
 package local
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -35,7 +36,12 @@ func (s *Store) flushLoop() {
 	defer retry.Stop()
 	expire := time.NewTicker(time.Hour)
 	defer expire.Stop()
-	s.try("expire", s.expire)
+	expireAll := func() {
+		for _, do := range []func() error{s.expire, s.sweep, s.expireRollups, s.expireEvents, s.collect} {
+			s.try("expire", do)
+		}
+	}
+	expireAll()
 	for {
 		select {
 		case <-s.stop:
@@ -49,7 +55,7 @@ func (s *Store) flushLoop() {
 		case <-flush.C:
 			s.try("flush", s.flushAll)
 		case <-expire.C:
-			s.try("expire", s.expire)
+			expireAll()
 		}
 	}
 }
@@ -101,7 +107,7 @@ func (s *Store) writeHead(h *head, dims dimensions) error {
 		return err
 	}
 	b := s.db.NewBatchWithSize(int(h.bytes / 2))
-	f := &flusher{store: s, batch: b, generation: s.generation + 1, days: map[day]bool{}, states: map[*resource]*state{}, slots: make([]*series, len(dims.meters))}
+	f := &flusher{store: s, batch: b, generation: s.generation + 1, hours: map[hour][]uint32{}, states: map[*resource]*state{}, slots: make([]*series, len(dims.meters))}
 	if err := f.head(h); err != nil {
 		return fmt.Errorf("encode head: %w", err)
 	}
@@ -119,10 +125,8 @@ func (s *Store) writeHead(h *head, dims dimensions) error {
 	for r, st := range f.states {
 		r.flushed = st
 	}
-	for d := range f.days {
-		if i, found := slices.BinarySearch(s.days, d); !found {
-			s.days = slices.Insert(slices.Clone(s.days), i, d) // readers keep the old list
-		}
+	for h := range f.hours {
+		s.hours = with(s.hours, h)
 	}
 	s.mu.Unlock()
 	if err := s.commit(b); err != nil {
@@ -132,6 +136,14 @@ func (s *Store) writeHead(h *head, dims dimensions) error {
 	defer s.mu.Unlock()
 	s.frozen = nil
 	close(s.thawed)
+	s.flushedGeneration = f.generation
+	for h := range f.hours {
+		s.pend(h, f.generation, s.options.Clock())
+	}
+	select {
+	case s.flushedUp <- struct{}{}:
+	default:
+	}
 	return nil
 }
 
@@ -140,7 +152,7 @@ type flusher struct {
 	store      *Store
 	batch      *pebble.Batch
 	generation uint32
-	days       map[day]bool
+	hours      map[hour][]uint32 // the resources of each, ascending
 	states     map[*resource]*state
 
 	refs  []rowRef
@@ -166,9 +178,24 @@ func (f *flusher) head(h *head) error {
 			return err
 		}
 	}
+	for meta, d := range h.used {
+		if err := f.batch.Set(metaUsedKey(meta), binary.AppendVarint(nil, int64(d)), nil); err != nil {
+			return err
+		}
+	}
+	for node, at := range h.metered {
+		if err := f.batch.Set(meteredKey(node), binary.AppendVarint(nil, at), nil); err != nil {
+			return err
+		}
+	}
 	resources := slices.SortedFunc(maps.Keys(h.rows), func(a, b *resource) int { return int(a.no) - int(b.no) })
 	for _, r := range resources {
 		if err := f.resource(r, h.rows[r]); err != nil {
+			return err
+		}
+	}
+	for hr, list := range f.hours {
+		if err := f.batch.Set(pendingKey(hr, f.generation), appendNumbers([]byte{recordVersion}, list), nil); err != nil {
 			return err
 		}
 	}
@@ -230,7 +257,7 @@ func (f *flusher) foreign(hb *headBatch) error {
 
 func hashID(id sample.ID) uint64 { return xxhash.Sum64String(id.String()) }
 
-// resource writes the rows of a resource: for each day one part, or several
+// resource writes the rows of a resource: for each hour one part, or several
 // where there are many.
 func (f *flusher) resource(r *resource, refs []rowRef) error {
 	f.refs = append(f.refs[:0], refs...)
@@ -238,14 +265,14 @@ func (f *flusher) resource(r *resource, refs []rowRef) error {
 		slices.SortFunc(f.refs, rowRef.order)
 	}
 	f.store.mu.RLock()
-	old, meters, foreign := r.flushed, r.meters, r.foreign
+	old, meters, holders, foreign, last := r.flushed, r.meters, r.bornHolders(), r.foreign, r.last
 	f.store.mu.RUnlock()
 	st := &state{newest: old.newest, series: slices.Clone(old.series), holders: slices.Clone(old.holders)}
 	f.states[r] = st
 	segment := uint32(0)
 	for rest := f.refs; len(rest) > 0; segment++ {
-		d := dayOf(rest[0].info().time)
-		end, n := d.end(), 0
+		hr := hourOf(rest[0].info().time)
+		end, n := hr.end(), 0
 		points := 0
 		for n < len(rest) && n < maxRows && rest[n].info().time <= end {
 			from, to := rest[n].span(rest[n].row)
@@ -258,19 +285,21 @@ func (f *flusher) resource(r *resource, refs []rowRef) error {
 			return fmt.Errorf("resource %q: too many rows for one flush", r.id)
 		}
 		p := part(f.generation)<<16 | part(segment)
-		if err := f.part(r, meters, st, d, p, rest[:n]); err != nil {
+		if err := f.part(r, meters, st, hr, p, rest[:n]); err != nil {
 			return err
 		}
-		f.days[d] = true
+		if list := f.hours[hr]; len(list) == 0 || list[len(list)-1] != r.no {
+			f.hours[hr] = append(list, r.no)
+		}
 		rest = rest[n:]
 	}
-	f.value = st.append(f.value[:0], meters, foreign)
+	f.value = st.append(f.value[:0], last, meters, holders, foreign)
 	f.key = resourceKey(f.key[:0], r.no)
 	return f.batch.Set(f.key, f.value, nil)
 }
 
-// part writes rows of one day and their chunks.
-func (f *flusher) part(r *resource, meters []*meter, st *state, d day, p part, refs []rowRef) error {
+// part writes rows of one hour and their chunks.
+func (f *flusher) part(r *resource, meters []*meter, st *state, h hour, p part, refs []rowRef) error {
 	f.rows.reset()
 	for n, ref := range refs {
 		row := ref.info()
@@ -306,13 +335,13 @@ func (f *flusher) part(r *resource, meters []*meter, st *state, d day, p part, r
 			}
 		}
 	}
-	f.key, f.value = rowsKey(f.key[:0], d, r.no, p), f.rows.append(f.value[:0])
+	f.key, f.value = rowsKey(f.key[:0], h, r.no, p), f.rows.append(f.value[:0])
 	if err := f.batch.Set(f.key, f.value, nil); err != nil {
 		return err
 	}
 	for _, sr := range f.used {
 		sr.length = sr.last - sr.first
-		f.key = chunkKey(f.key[:0], d, sr.meter.no, r.no, sr.last, p)
+		f.key = chunkKey(f.key[:0], h, sr.meter.no, r.no, sr.last, p)
 		f.value = sr.append(f.value[:0], len(refs))
 		if err := f.batch.Set(f.key, f.value, nil); err != nil {
 			return err

@@ -18,11 +18,13 @@ type head struct {
 	byID    map[sample.BatchID]*headBatch // without foreign ids
 	foreign []*headBatch                  // with foreign ids
 	gaps    []gap
+	metered map[uint32]int64 // oldest samples of nodes that had no older ones
+	used    map[uint32]day   // days of metadata that was not used later before
 	bytes   int64
 }
 
 func newHead() *head {
-	return &head{rows: map[*resource][]rowRef{}, byID: map[sample.BatchID]*headBatch{}}
+	return &head{rows: map[*resource][]rowRef{}, byID: map[sample.BatchID]*headBatch{}, metered: map[uint32]int64{}, used: map[uint32]day{}}
 }
 
 // rowRef is a row of a resource.
@@ -188,7 +190,7 @@ func (s *Store) resolve(b *sample.Batch, hb *headBatch) {
 		if r.holder == nil || !r.holder.is(row) {
 			r.holder = s.findHolder(r, row)
 		}
-		if !bytes.Equal(c.metas[r.meta], row.Metadata) {
+		if r.meta != 0 && len(c.metas[r.meta]) == 0 || !bytes.Equal(c.metas[r.meta], row.Metadata) {
 			r.meta = s.findMeta(row.Metadata)
 		}
 		hb.rows[i] = headRow{time: b.Base + row.Offset, holder: r.holder, meta: r.meta}
@@ -322,6 +324,15 @@ func (s *Store) publish(hb *headBatch, node string, gaps []sample.Gap) {
 		r := row.holder.resource
 		h.rows[r] = append(h.rows[r], rowRef{hb, i})
 		r.last = max(r.last, row.time)
+		row.holder.born = min(row.holder.born, row.time)
+		if d := dayOf(row.time); d > s.catalogue.used[row.meta] {
+			s.catalogue.used[row.meta] = d
+			h.used[row.meta] = d
+		}
+		if row.time < s.catalogue.metered[hb.node] {
+			s.catalogue.metered[hb.node] = row.time
+			h.metered[hb.node] = row.time
+		}
 		r.foreign = r.foreign || hb.explicit
 	}
 	h.batches = append(h.batches, hb)

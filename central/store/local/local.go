@@ -24,11 +24,12 @@ import (
 
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/sample"
+	"github.com/kvmeter/kvmeter/sample/failpoint"
 )
 
 // formatVersion is the format of the store as a whole. A store of a newer
 // format is refused.
-const formatVersion = 1
+const formatVersion = 2
 
 // Options say how a store behaves. The zero Options are good.
 type Options struct {
@@ -38,6 +39,12 @@ type Options struct {
 	// Retention is how long samples are kept, in whole days of their own time;
 	// 0: 30 days, negative: for ever.
 	Retention time.Duration
+	// RollupRetention is the same for rollups; 0: 400 days.
+	RollupRetention time.Duration
+	// TimeToLive keeps some series for another time: the first that fits.
+	TimeToLive []TTL
+	// EventRetention is the same for events; 0: 400 days.
+	EventRetention time.Duration
 	// FlushEvery and HeadBytes bound what is in memory, and so what a start
 	// after a crash reads again; 0: 10 minutes, 64 MiB. At most two heads of
 	// that size are in memory.
@@ -51,7 +58,8 @@ type Options struct {
 
 	Clock func() time.Time // nil: time.Now
 
-	fs vfs.FS // of Pebble; nil: the disk
+	fs      vfs.FS // of Pebble; nil: the disk
+	lenient bool   // records that cannot be read are left out where Open can do without
 }
 
 func (o Options) withDefaults() Options {
@@ -60,6 +68,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Retention == 0 {
 		o.Retention = 30 * 24 * time.Hour
+	}
+	if o.RollupRetention == 0 {
+		o.RollupRetention = 400 * 24 * time.Hour
+	}
+	if o.EventRetention == 0 {
+		o.EventRetention = 400 * 24 * time.Hour
 	}
 	if o.FlushEvery == 0 {
 		o.FlushEvery = 10 * time.Minute
@@ -89,18 +103,20 @@ type Store struct {
 	db        *pebble.DB
 	catalogue *catalogue
 
-	requests chan *request
-	kick     chan chan error // asks the flusher to flush all
-	frozenUp chan struct{}   // tells the flusher that there is a frozen head
-	stop     chan struct{}
-	wg       sync.WaitGroup
-	closing  sync.Once
-	closed   error
+	requests  chan *request
+	kick      chan chan error // asks the flusher to flush all
+	frozenUp  chan struct{}   // tells the flusher that there is a frozen head
+	flushedUp chan struct{}   // tells the roller that there was a flush
+	stop      chan struct{}
+	wg        sync.WaitGroup
+	closing   sync.Once
+	closed    error
 
 	// Of the committer (and Open before it runs).
 	decoder *sample.Decoder
 	next    uint64 // sequence number of the next batch
 	epochs  map[epoch]seqSet
+	eventNo uint64   // of the next event
 	counts  []uint32 // scratch, by row
 	sums    []uint64
 
@@ -114,10 +130,18 @@ type Store struct {
 	failing   chan struct{} // closed when failed is set
 	shut      bool          // no more queries
 	readers   sync.WaitGroup
-	days      []day // that have chunks, ascending
+	hours     []hour // that have chunks, ascending
+	pending   map[hour]pendingHour
+	rolled    []day // that have rollups, ascending
+	eventDays []day // that have events, ascending
+	types     eventTypes
 
-	writing    sync.Mutex // held by who flushes or expires
-	generation uint32     // of the last flush
+	writing           sync.Mutex // held by who flushes, expires or commits what is rolled up
+	rolling           sync.Mutex // held by who rolls up
+	collecting        sync.Mutex // held by who takes from the catalogue, or copies it
+	eventWriting      sync.Mutex // held by who commits or expires events
+	generation        uint32     // of the last flush
+	flushedGeneration uint32     // the same, for who holds mu
 }
 
 var _ store.Store = (*Store)(nil)
@@ -132,7 +156,7 @@ func Open(dir string, options Options) (*Store, error) {
 	o := options.withDefaults()
 	s := &Store{
 		options: o, log: o.Log, requests: make(chan *request, 64), kick: make(chan chan error), frozenUp: make(chan struct{}, 1),
-		stop: make(chan struct{}), failing: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{},
+		stop: make(chan struct{}), failing: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{}, types: eventTypes{}, pending: map[hour]pendingHour{}, flushedUp: make(chan struct{}, 1),
 	}
 	s.disk = newDisk(o.fs, dir, o.MinFree, o.Log, s.fail)
 	s.metrics = newMetrics(s)
@@ -144,6 +168,7 @@ func Open(dir string, options Options) (*Store, error) {
 	}
 	s.wg.Go(s.commitLoop)
 	s.wg.Go(s.flushLoop)
+	s.wg.Go(s.rollLoop)
 	return s, nil
 }
 
@@ -266,9 +291,11 @@ func (s *Store) fail(err error) error {
 // closed then; one that fails is left to the garbage collector, since Pebble
 // may still hang in it.
 func (s *Store) commit(b *pebble.Batch) error {
+	failpoint.At(failpoint.StoreCommit)
 	if err := s.guard(func() error { return s.db.Apply(b, pebble.Sync) }); err != nil {
 		return err
 	}
+	failpoint.At(failpoint.StoreCommitted)
 	return b.Close()
 }
 

@@ -15,6 +15,8 @@ type metrics struct {
 	batches    *prometheus.CounterVec
 	flushes    *prometheus.CounterVec
 	flushTime  prometheus.Counter
+	rolls      *prometheus.CounterVec
+	rollTime   prometheus.Counter
 }
 
 // newMetrics makes the metrics; register shows them.
@@ -24,9 +26,11 @@ func newMetrics(s *Store) *metrics {
 		batches:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kvmeter_store_batches_total", Help: "Batches by what became of them: stored, duplicate, refused."}, []string{"result"}),
 		flushes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kvmeter_store_flushes_total", Help: "Heads written as chunks, by result: ok, failed."}, []string{"result"}),
 		flushTime: prometheus.NewCounter(prometheus.CounterOpts{Name: "kvmeter_store_flush_seconds_total", Help: "Time spent writing heads."}),
+		rolls:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kvmeter_store_rolled_hours_total", Help: "Hours merged and rolled up, by result: ok, failed."}, []string{"result"}),
+		rollTime:  prometheus.NewCounter(prometheus.CounterOpts{Name: "kvmeter_store_roll_seconds_total", Help: "Time spent merging and rolling up hours."}),
 	}
 	m.collectors = []prometheus.Collector{
-		m.samples, m.batches, m.flushes, m.flushTime,
+		m.samples, m.batches, m.flushes, m.flushTime, m.rolls, m.rollTime,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "kvmeter_store_head_bytes", Help: "Memory of the samples that are not written as chunks yet."}, func() float64 {
 			s.mu.RLock()
 			defer s.mu.RUnlock()
@@ -76,10 +80,18 @@ func (m *metrics) duplicate() { m.batches.WithLabelValues("duplicate").Inc() }
 func (m *metrics) refused()   { m.batches.WithLabelValues("refused").Inc() }
 
 func (m *metrics) flushed(d time.Duration, err error) {
-	result := "ok"
-	if err != nil {
-		result = "failed"
-	}
-	m.flushes.WithLabelValues(result).Inc()
+	m.flushes.WithLabelValues(result(err)).Inc()
 	m.flushTime.Add(d.Seconds())
+}
+
+func (m *metrics) rolled(d time.Duration, err error) {
+	m.rolls.WithLabelValues(result(err)).Inc()
+	m.rollTime.Add(d.Seconds())
+}
+
+func result(err error) string {
+	if err != nil {
+		return "failed"
+	}
+	return "ok"
 }

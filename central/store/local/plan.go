@@ -28,6 +28,8 @@ type target struct {
 	meter    *meter
 	state    newest // of what is flushed
 	last     int64  // no sample is newer
+	// No sample ever was older or newer.
+	born, end int64
 }
 
 func (v *view) plan(p *store.Predicate) *plan {
@@ -36,7 +38,9 @@ func (v *view) plan(p *store.Predicate) *plan {
 	p.Required(func(c *store.Cond) bool {
 		switch {
 		case c.Field == store.FieldTime:
-			bounds[c] = pl.bound(c.Op, c.Value.(int64))
+			if t, ok := c.Value.(int64); ok { // not of In and Match
+				bounds[c] = pl.bound(c.Op, t)
+			}
 		case c.Op != store.Eq || c.Value == nil:
 		case c.Field == store.FieldResource:
 			id := c.Value.(string)
@@ -134,8 +138,9 @@ func (pl *plan) candidates(each func(r *resource)) {
 	}
 }
 
-// targets returns the series that may have matches, by meter and resource.
-func (pl *plan) targets() []target {
+// targets returns the series that may have matches, by meter and resource;
+// rolled ones are those of which only rollups may be left.
+func (pl *plan) targets(rolled bool) []target {
 	if pl.empty() {
 		return nil
 	}
@@ -148,12 +153,17 @@ func (pl *plan) targets() []target {
 	pl.s.mu.RLock()
 	defer pl.s.mu.RUnlock()
 	pl.candidates(func(r *resource) {
+		born := int64(math.MaxInt64)
+		for _, h := range r.holders {
+			born = min(born, h.born)
+		}
+		rolled := rolled && r.last >= pl.from && born <= pl.to
 		inHead := slices.ContainsFunc(pl.heads, func(h *head) bool { return len(h.rows[r]) > 0 })
 		for i, m := range r.meters {
 			if int(m.no) >= len(out) || out[m.no] {
 				continue
 			}
-			t := target{resource: r, meter: m}
+			t := target{resource: r, meter: m, born: born, end: r.last}
 			if i < len(r.flushed.series) {
 				t.state = r.flushed.series[i]
 			}
@@ -162,10 +172,10 @@ func (pl *plan) targets() []target {
 				t.last = max(r.last, t.state.last) // t.state may be empty: an upper bound nevertheless
 			case t.state.has:
 				t.last = t.state.last
-			default:
+			case !rolled:
 				continue
 			}
-			if t.last >= pl.from && (inHead || t.state.first <= pl.to) {
+			if rolled || t.last >= pl.from && (inHead || t.state.first <= pl.to) {
 				ts = append(ts, t)
 			}
 		}

@@ -233,7 +233,7 @@ func (pl *plan) bySamples() (map[*resource]*lifetime, error) {
 		l := found[t.resource]
 		return l != nil && l.first <= first && l.last >= last
 	}
-	err := pl.each(pl.targets(), skip, func(t *target, p *point) error {
+	err := pl.each(pl.targets(false), skip, func(t *target, p *point) error {
 		pl.found(found, t.resource).add(p.time)
 		return nil
 	})
@@ -250,7 +250,7 @@ func (pl *plan) found(in map[*resource]*lifetime, r *resource) *lifetime {
 }
 
 // byRows selects by what the rows say: times, owners and metadata. It reads a
-// resource's days from both ends until it has a match.
+// resource's hours from both ends until it has a match.
 func (pl *plan) byRows() (map[*resource]*lifetime, error) {
 	type candidate struct {
 		*resource
@@ -261,18 +261,13 @@ func (pl *plan) byRows() (map[*resource]*lifetime, error) {
 	pl.candidates(func(r *resource) { candidates = append(candidates, candidate{r, r.flushed.newest}) })
 	pl.s.mu.RUnlock()
 	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.no, b.no) })
-	absent := func(c candidate, d day) bool {
+	absent := func(c candidate, d hour) bool {
 		return !c.flushed.has || c.flushed.first > d.end() || c.flushed.last < d.start()
 	}
 	found := map[*resource]*lifetime{}
-	var days []day
-	for _, d := range pl.days {
-		if d.end() >= pl.from && d.start() <= pl.to {
-			days = append(days, d)
-		}
-	}
+	hours := pl.hoursOf(pl.from, pl.to)
 	// Oldest first for those without a match, then newest first.
-	for _, d := range days {
+	for _, d := range hours {
 		for i, c := range candidates {
 			if i%256 == 0 && pl.ctx.Err() != nil {
 				return nil, pl.ctx.Err()
@@ -285,9 +280,9 @@ func (pl *plan) byRows() (map[*resource]*lifetime, error) {
 			}
 		}
 	}
-	for _, d := range slices.Backward(days) {
+	for _, d := range slices.Backward(hours) {
 		for _, c := range candidates {
-			if l := found[c.resource]; l == nil || dayOf(l.last) >= d || absent(c, d) {
+			if l := found[c.resource]; l == nil || hourOf(l.last) >= d || absent(c, d) {
 				continue
 			}
 			if err := pl.rowsOf(d, c.resource, found); err != nil {
@@ -316,10 +311,9 @@ func (pl *plan) byRows() (map[*resource]*lifetime, error) {
 	return found, nil
 }
 
-// rowsOf looks at a resource's rows of a day.
-func (pl *plan) rowsOf(d day, r *resource, found map[*resource]*lifetime) error {
-	prefix := rowsKey(nil, d, r.no, 0)
-	prefix = prefix[:len(prefix)-6]
+// rowsOf looks at a resource's rows of an hour.
+func (pl *plan) rowsOf(d hour, r *resource, found map[*resource]*lifetime) error {
+	prefix := rowsPrefix(nil, d, r.no)
 	var t rows
 	for ok := pl.parts.SeekGE(prefix); ok && strings.HasPrefix(string(pl.parts.Key()), string(prefix)); ok = pl.parts.Next() {
 		value, err := pl.parts.ValueAndErr()

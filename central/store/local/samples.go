@@ -29,7 +29,7 @@ func (s *Store) Samples(ctx context.Context, f store.Filter, yield func(store.Sa
 	if pl.id != nil {
 		return pl.byID(yield)
 	}
-	targets := pl.targets()
+	targets := pl.targets(false)
 	streams := make([]stream, len(targets))
 	q := make(queue, len(targets))
 	for i := range targets {
@@ -116,26 +116,26 @@ type stream struct {
 	head   bool   // the heads are still to be read
 	chunks bool   // there may be more chunks
 	bound  int64  // no point of those chunks is newer
-	day    day    // being read
-	older  int    // position in the plan's days of the next one to read, or -1
-	key    []byte // of the chunk read last; empty: the day's newest is next
+	hour   hour   // being read
+	older  int    // position in the plan's hours of the next one to read, or -1
+	key    []byte // of the chunk read last; empty: the hour's newest is next
 }
 
 func (s *stream) start(pl *plan, t *target) {
-	s.target, s.pl, s.head, s.older = t, pl, true, len(pl.days)-1
-	s.nextDay()
+	s.target, s.pl, s.head, s.older = t, pl, true, len(pl.hours)-1
+	s.nextHour()
 	if s.chunks {
 		s.bound = min(s.bound, t.state.last)
 	}
 }
 
-// nextDay goes to the next older day that may have chunks with matches.
-func (s *stream) nextDay() {
+// nextHour goes to the next older hour that may have chunks with matches.
+func (s *stream) nextHour() {
 	s.chunks = false
 	from, to := max(s.pl.from, s.state.first), min(s.pl.to, s.state.last)
 	for ; s.state.has && s.older >= 0; s.older-- {
-		if d := s.pl.days[s.older]; d.end() >= from && d.start() <= to {
-			s.chunks, s.day, s.bound, s.key = true, d, d.end(), s.key[:0]
+		if h := s.pl.hours[s.older]; h.end() >= from && h.start() <= to {
+			s.chunks, s.hour, s.bound, s.key = true, h, h.end(), s.key[:0]
 			s.older--
 			return
 		}
@@ -195,10 +195,10 @@ func (s *stream) more() error {
 // chunk reads the next chunk and learns how new the one after it may be.
 func (s *stream) chunk() error {
 	it := s.pl.chunks
-	prefix := seriesKey(s.pl.end[:0], s.day, s.meter.no, s.resource.no)
+	prefix := seriesKey(s.pl.end[:0], s.hour, s.meter.no, s.resource.no)
 	s.pl.end = prefix
 	// Keys say when a chunk ends. One that ends after the query's time may
-	// begin in it, so a day is read from its end.
+	// begin in it, so an hour is read from its end.
 	at := s.key
 	if len(at) == 0 {
 		at = append(append(s.pl.key[:0], prefix...), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
@@ -224,7 +224,7 @@ func (s *stream) chunk() error {
 		if last-length > s.pl.to {
 			continue
 		}
-		if s.buf, err = s.pl.points(s.buf, value, s.day, s.resource.no, p, s.pl.from, s.pl.to); err != nil {
+		if s.buf, err = s.pl.points(s.buf, value, s.hour, s.resource.no, p, s.pl.from, s.pl.to); err != nil {
 			return err
 		}
 		if it.Prev() && bytes.HasPrefix(it.Key(), prefix) {
@@ -235,7 +235,7 @@ func (s *stream) chunk() error {
 		}
 		break
 	}
-	s.nextDay()
+	s.nextHour()
 	return it.Error()
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
 )
 
 // loadState reads the state record and returns the newest batch that is
@@ -34,8 +35,11 @@ func (s *Store) stateValue(flushed uint64) []byte {
 
 func (s *Store) readState(v []byte) (flushed uint64, err error) {
 	r := reader{src: v}
-	if version := r.byte(); version > formatVersion {
+	switch version := r.byte(); {
+	case version > formatVersion:
 		return 0, newerFormat(int(version), formatVersion)
+	case version < formatVersion && r.err == nil:
+		return 0, fmt.Errorf("it is of format %d, from before the first release; this program knows %d: choose another folder", version, formatVersion)
 	}
 	flushed = r.uvarint()
 	s.generation = r.number()
@@ -43,7 +47,7 @@ func (s *Store) readState(v []byte) (flushed uint64, err error) {
 }
 
 // load reads the sets of sequence numbers, what is known of the resources, and
-// which days there are.
+// which hours there are.
 func (s *Store) load() error {
 	err := s.scan([]byte{keySeqs}, []byte{keySeqs + 1}, func(k, v []byte) error {
 		if len(k) < 9 {
@@ -64,13 +68,47 @@ func (s *Store) load() error {
 		if int(no) >= len(s.catalogue.resources) {
 			return fmt.Errorf("resource %d is not in the catalogue", no)
 		}
-		return s.catalogue.readResource(s.catalogue.resources[no], v)
+		err := s.catalogue.readResource(s.catalogue.resources[no], v)
+		if err != nil && s.options.lenient {
+			r := s.catalogue.resources[no]
+			r.meters, r.foreign = nil, false
+			s.log.Error("what is known of a resource cannot be read", zap.String("resource", r.id), zap.Error(err))
+			return nil
+		}
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("read resources: %w", err)
 	}
-	s.days, err = s.findDays()
-	return err
+	err = s.scan([]byte{keyMetered}, []byte{keyMetered + 1}, func(k, v []byte) error {
+		r := reader{src: v}
+		if len(k) != 5 || int(binary.BigEndian.Uint32(k[1:])) >= len(s.catalogue.nodes) {
+			return errCorrupt
+		}
+		s.catalogue.metered[binary.BigEndian.Uint32(k[1:])] = r.varint()
+		return r.done("first sample of a node")
+	})
+	if err != nil {
+		return fmt.Errorf("read nodes: %w", err)
+	}
+	err = s.scan([]byte{keyMetaUsed}, []byte{keyMetaUsed + 1}, func(k, v []byte) error {
+		r := reader{src: v}
+		if len(k) != 5 || int(binary.BigEndian.Uint32(k[1:])) >= len(s.catalogue.used) {
+			return errCorrupt
+		}
+		s.catalogue.used[binary.BigEndian.Uint32(k[1:])] = day(r.varint())
+		return r.done("day of metadata")
+	})
+	if err != nil {
+		return fmt.Errorf("read days of metadata: %w", err)
+	}
+	if err := s.jump(keyRows, 5, func(k []byte) { s.hours = append(s.hours, readHour(k)) }); err != nil {
+		return fmt.Errorf("find hours: %w", err)
+	}
+	if err := s.loadPending(); err != nil {
+		return err
+	}
+	return s.loadEvents()
 }
 
 func (s *Store) scan(from, to []byte, each func(k, v []byte) error) error {
@@ -86,53 +124,63 @@ func (s *Store) scan(from, to []byte, each func(k, v []byte) error) error {
 	return it.Close()
 }
 
-// findDays jumps from day to day.
-func (s *Store) findDays() ([]day, error) {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{keyRows}, UpperBound: []byte{keyRows + 1}})
+// jump calls each with the first bytes that follow a kind in its keys: once for
+// all keys that share them.
+func (s *Store) jump(kind byte, length int, each func(k []byte)) error {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{kind}, UpperBound: []byte{kind + 1}})
 	if err != nil {
-		return nil, fmt.Errorf("find days: %w", err)
+		return err
 	}
-	defer it.Close()
-	var days []day
-	for ok := it.First(); ok; {
-		if len(it.Key()) < 5 {
-			return nil, fmt.Errorf("find days: %w", errCorrupt)
+	var next []byte
+	for ok := it.First(); ok; ok = it.SeekGE(next) {
+		if len(it.Key()) < 1+length {
+			err = errCorrupt
+			break
 		}
-		d := readDay(it.Key()[1:])
-		days = append(days, d)
-		next := bytes.Repeat([]byte{0xff}, 16)
-		ok = it.SeekGE(append(appendDay([]byte{keyRows}, d), next...))
+		each(it.Key()[1 : 1+length])
+		next = append(append(next[:0], it.Key()[:1+length]...), bytes.Repeat([]byte{0xff}, 32)...)
 	}
-	return days, it.Error()
+	return errors.Join(err, it.Close())
 }
 
-// append writes the record of a resource. Times are relative to its newest
-// sample, which most series have.
-func (st *state) append(dst []byte, meters []*meter, foreign bool) []byte {
+// bornHolders returns the times of the first samples of the holders. The
+// caller holds the store's lock.
+func (r *resource) bornHolders() []int64 {
+	out := make([]int64, len(r.holders))
+	for i, h := range r.holders {
+		out[i] = h.born
+	}
+	return out
+}
+
+// append writes the record of a resource. Times are relative to last, that of
+// its newest sample ever, which most series have.
+func (st *state) append(dst []byte, last int64, meters []*meter, born []int64, foreign bool) []byte {
 	flag := byte(0)
 	if foreign {
 		flag = 1
 	}
 	dst = append(dst, recordVersion, flag)
 	newest := func(n *newest) {
-		dst = binary.AppendVarint(dst, st.newest.last-n.last)
+		if !n.has {
+			dst = append(dst, 0)
+			return
+		}
+		dst = append(dst, 1)
+		dst = binary.AppendVarint(dst, last-n.last)
 		dst = binary.AppendVarint(dst, n.last-n.first)
 		dst = binary.AppendUvarint(dst, uint64(n.holder.pos))
 		dst = binary.AppendUvarint(dst, uint64(n.meta))
 	}
-	dst = binary.AppendVarint(dst, st.newest.last)
+	dst = binary.AppendVarint(dst, last)
 	newest(&st.newest)
-	count := 0
-	for i := range st.series {
-		if st.series[i].has {
-			count++
-		}
-	}
-	dst = binary.AppendUvarint(dst, uint64(count))
-	for i := range st.series {
-		if st.series[i].has {
-			dst = binary.AppendUvarint(dst, uint64(meters[i].no))
+	dst = binary.AppendUvarint(dst, uint64(len(meters)))
+	for i, m := range meters {
+		dst = binary.AppendUvarint(dst, uint64(m.no))
+		if i < len(st.series) {
 			newest(&st.series[i])
+		} else {
+			dst = append(dst, 0)
 		}
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(st.holders)))
@@ -142,8 +190,12 @@ func (st *state) append(dst []byte, meters []*meter, foreign bool) []byte {
 			continue
 		}
 		dst = append(dst, 1)
-		dst = binary.AppendVarint(dst, st.newest.last-h.last)
+		dst = binary.AppendVarint(dst, last-h.last)
 		dst = binary.AppendVarint(dst, h.last-h.first)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(born)))
+	for _, at := range born {
+		dst = binary.AppendVarint(dst, last-at)
 	}
 	return dst
 }
@@ -156,7 +208,9 @@ func (c *catalogue) readResource(res *resource, v []byte) error {
 	st := &state{}
 	base := r.varint()
 	newest := func() (n newest) {
-		n.has = true
+		if n.has = r.byte() == 1; !n.has {
+			return n
+		}
 		n.last = base - r.varint()
 		n.first = n.last - r.varint()
 		pos, meta := r.uvarint(), r.number()
@@ -186,10 +240,13 @@ func (c *catalogue) readResource(res *resource, v []byte) error {
 		}
 		st.holders = append(st.holders, h)
 	}
+	for n, i := r.length(uint64(len(res.holders))), 0; i < n; i++ {
+		res.holders[i].born = base - r.varint()
+	}
 	if err := r.done("resource"); err != nil {
 		return err
 	}
 	res.flushed = st
-	res.last = max(res.last, st.newest.last)
+	res.last = max(res.last, base)
 	return nil
 }

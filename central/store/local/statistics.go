@@ -26,10 +26,7 @@ func (pl *plan) each(targets []target, skip func(t *target, first, last int64) b
 		}
 		return nil
 	}
-	for n, d := range pl.days {
-		if d.end() < pl.from || d.start() > pl.to {
-			continue
-		}
+	for n, d := range pl.hoursOf(pl.from, pl.to) {
 		for i := range targets {
 			t := &targets[i]
 			if (i+n)%256 == 0 && pl.ctx.Err() != nil {
@@ -52,17 +49,13 @@ func (pl *plan) each(targets []target, skip func(t *target, first, last int64) b
 			}
 		}
 	}
-	for i := range targets {
-		if i%256 == 0 && pl.ctx.Err() != nil {
-			return pl.ctx.Err()
+	return pl.inHeads(targets, func(t *target, p *point) error {
+		ok, err := pl.matches(t.meter, p)
+		if err == nil && ok {
+			err = visit(t, p)
 		}
-		t := &targets[i]
-		points = pl.headPoints(points[:0], t.resource, t.meter, pl.from, pl.to)
-		if err := pass(t); err != nil {
-			return err
-		}
-	}
-	return nil
+		return err
+	})
 }
 
 // Statistics implements [store.Store].
@@ -83,7 +76,7 @@ func (s *Store) Statistics(ctx context.Context, q store.StatisticsQuery) (_ []st
 	}
 	defer func() { err = errors.Join(err, v.close()) }()
 	pl := v.plan(p)
-	targets := pl.targets()
+	targets := pl.targets(pl.useRollups())
 	a := &aggregator{plan: pl, query: &q, groups: map[string]*group{}, series: map[fixedKey]*group{}}
 	switch {
 	case q.Start != nil:
@@ -93,21 +86,83 @@ func (s *Store) Statistics(ctx context.Context, q store.StatisticsQuery) (_ []st
 			return nil, err
 		}
 	}
-	if err := pl.each(targets, nil, a.add); err != nil {
+	if err := pl.pieces(targets, a.cell, !q.NoSquares, nil, a.addRun, a.addPoint); err != nil {
 		return nil, err
 	}
 	return a.rows(), nil
 }
 
-// first returns the time of the oldest match. It reads the chunks that begin
-// before the oldest match known so far.
+// pieces calls onRun and onPoint with what matches: all of it in runs of one cell
+// and in points. It ends where after, which is called after each day, says that
+// no more is wanted.
+func (pl *plan) pieces(targets []target, cell func(int64) int64, squares bool, after func() bool, onRun func(*target, *run) error, onPoint func(*target, *point) error) error {
+	if !pl.useRollups() {
+		return pl.each(targets, nil, onPoint)
+	}
+	pc := &pieces{
+		plan: pl, from: pl.from, to: pl.to, squares: squares,
+		cell: func(t int64) int64 {
+			if t < pl.from || t > pl.to {
+				return outside
+			}
+			return cell(t)
+		},
+		run: func(t *target, r *run) error {
+			if !pl.runMatches(t.meter, r) {
+				return nil
+			}
+			return onRun(t, r)
+		},
+	}
+	pc.point = func(t *target, p *point) error {
+		ok, err := pl.matches(t.meter, p)
+		if err == nil && ok {
+			err = onPoint(t, p)
+		}
+		return err
+	}
+	for n, d := range pl.days(pl.from, pl.to, nil) {
+		for i := range targets {
+			if (i+n)%256 == 0 && pl.ctx.Err() != nil {
+				return pl.ctx.Err()
+			}
+			if err := pc.day(&targets[i], d, nil); err != nil {
+				return err
+			}
+		}
+		if after != nil && after() {
+			break
+		}
+	}
+	return pl.inHeads(targets, pc.point)
+}
+
+// inHeads calls visit with the points of the plan's time that are not flushed.
+func (pl *plan) inHeads(targets []target, visit func(t *target, p *point) error) error {
+	var points []point
+	for i := range targets {
+		if i%256 == 0 && pl.ctx.Err() != nil {
+			return pl.ctx.Err()
+		}
+		t := &targets[i]
+		points = pl.headPoints(points[:0], t.resource, t.meter, pl.from, pl.to)
+		for k := range points {
+			if err := visit(t, &points[k]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// first returns the time of the oldest match.
 func (pl *plan) first(targets []target) (int64, error) {
 	first := int64(math.MaxInt64)
-	skip := func(_ *target, from, _ int64) bool { return from >= first }
-	err := pl.each(targets, skip, func(_ *target, p *point) error {
-		first = min(first, p.time)
-		return nil
-	})
+	add := func(t int64) { first = min(first, t) }
+	found := func() bool { return first < math.MaxInt64 }
+	err := pl.pieces(targets, func(int64) int64 { return 0 }, false, found,
+		func(_ *target, r *run) error { add(r.first); return nil },
+		func(_ *target, p *point) error { add(p.time); return nil })
 	return first, err
 }
 
@@ -116,6 +171,7 @@ type aggregator struct {
 	*plan
 	query *store.StatisticsQuery
 	start int64 // of bucket 0
+	count int   // of buckets
 
 	groups map[string]*group   // by the texts of the group and the unit
 	series map[fixedKey]*group // where metadata makes no difference
@@ -134,35 +190,62 @@ type group struct {
 type bucket struct {
 	store.Statistics
 	mean     float64
-	rest     float64 // what Sum has lost to rounding
+	sum      store.Exact
 	distinct []map[string]bool
 }
 
-func (a *aggregator) add(t *target, p *point) error {
-	g := a.group(t, p)
+// cell tells the buckets apart.
+func (a *aggregator) cell(t int64) int64 { return a.query.Bucket(t, a.start) }
+
+func (a *aggregator) addPoint(t *target, p *point) error {
+	if b := a.bucket(t, p.holder, p.meta, p.time); b != nil {
+		b.add(sample.Volume{Bits: p.bits, Tag: p.tag}, p.time)
+	}
+	return a.full()
+}
+
+func (a *aggregator) addRun(t *target, r *run) error {
+	if b := a.bucket(t, r.holder, r.meta, r.first); b != nil {
+		b.addRun(r)
+	}
+	return a.full()
+}
+
+// full returns an error when there are more rows than may be.
+func (a *aggregator) full() error {
+	if a.query.MaxRows > 0 && a.count > a.query.MaxRows {
+		return store.ErrTooManyRows
+	}
+	return nil
+}
+
+// bucket returns the bucket of a time in the group of a holder and metadata; nil
+// where that lacks a key.
+func (a *aggregator) bucket(t *target, holder, meta uint32, at int64) *bucket {
+	g := a.group(t, holder, meta)
 	if g == nil {
 		return nil
 	}
-	k := a.query.Bucket(p.time, a.start)
+	k := a.cell(at)
 	b := g.last
 	if b == nil || g.number != k {
 		if b = g.buckets[k]; b == nil {
 			b = &bucket{}
 			b.Group, b.Unit, b.Bucket, b.Start = g.values, g.unit, k, a.start
-			b.First, b.Last = p.time, p.time
+			b.First, b.Last = at, at
 			g.buckets[k] = b
+			a.count++
 		}
 		g.number, g.last = k, b
 	}
-	b.add(sample.Volume{Bits: p.bits, Tag: p.tag}, p.time)
 	if len(a.query.Cardinality) > 0 {
-		a.distinct(b, t, p)
+		a.distinct(b, t, holder)
 	}
-	return nil
+	return b
 }
 
-// add takes a volume: the sum by Neumaier's method, the squares by Welford's,
-// so that large counters do not lose their small differences.
+// add takes a volume: the sum is exact, the squares are by Welford's method, so
+// that large counters do not lose their small differences.
 func (b *bucket) add(v sample.Volume, t int64) {
 	f := v.Float64()
 	b.Count++
@@ -177,34 +260,49 @@ func (b *bucket) add(v sample.Volume, t int64) {
 		}
 	}
 	b.First, b.Last = min(b.First, t), max(b.Last, t)
-	sum := b.Sum + f
-	if math.Abs(b.Sum) >= math.Abs(f) {
-		b.rest += (b.Sum - sum) + f
-	} else {
-		b.rest += (f - sum) + b.Sum
-	}
-	b.Sum = sum
+	b.sum.AddVolume(v)
 	d := f - b.mean
 	b.mean += d / float64(b.Count)
 	b.SumSquares += d * (f - b.mean)
 }
 
-func (a *aggregator) distinct(b *bucket, t *target, p *point) {
+// addRun takes all volumes of a run.
+func (b *bucket) addRun(r *run) {
+	if b.Count == 0 {
+		b.Min, b.Max = r.minVolume, r.maxVolume
+	} else {
+		if store.Compare(r.minVolume, b.Min) < 0 {
+			b.Min = r.minVolume
+		}
+		if store.Compare(r.maxVolume, b.Max) > 0 {
+			b.Max = r.maxVolume
+		}
+	}
+	b.First, b.Last = min(b.First, r.first), max(b.Last, r.last)
+	b.sum.Add(r.sum)
+	n, m := float64(b.Count), float64(r.count)
+	d := r.mean - b.mean
+	b.Count += r.count
+	b.mean += d * m / (n + m)
+	b.SumSquares += r.squares + d*d*n*m/(n+m)
+}
+
+func (a *aggregator) distinct(b *bucket, t *target, holder uint32) {
 	if b.distinct == nil {
 		for range a.query.Cardinality {
 			b.distinct = append(b.distinct, map[string]bool{})
 		}
 	}
 	for i, f := range a.query.Cardinality {
-		if text := a.text(f, t, p); text != "" && !b.distinct[i][text] {
+		if text := a.text(f, t, holder); text != "" && !b.distinct[i][text] {
 			b.distinct[i][text] = true
 		}
 	}
 }
 
 // text returns the value of a field that is a name.
-func (a *aggregator) text(f store.Field, t *target, p *point) string {
-	h := a.holders[p.holder]
+func (a *aggregator) text(f store.Field, t *target, holder uint32) string {
+	h := a.holders[holder]
 	switch f {
 	case store.FieldMeter:
 		return t.meter.Name
@@ -222,9 +320,9 @@ func (a *aggregator) text(f store.Field, t *target, p *point) string {
 	return h.source
 }
 
-// group returns the group of a point; nil where the metadata lacks a key.
-func (a *aggregator) group(t *target, p *point) *group {
-	series := fixedKey{t.meter.no, p.holder}
+// group returns the group of a holder and metadata; nil where that lacks a key.
+func (a *aggregator) group(t *target, holder, meta uint32) *group {
+	series := fixedKey{t.meter.no, holder}
 	if g := a.series[series]; g != nil {
 		return g
 	}
@@ -235,12 +333,12 @@ func (a *aggregator) group(t *target, p *point) *group {
 		var value *string
 		if by.Field == store.FieldMetadata {
 			byMetadata = true
-			v, ok := a.document(p.meta).Lookup(by.Key)
+			v, ok := a.document(meta).Lookup(by.Key)
 			if !ok {
 				return nil
 			}
 			value = store.Text(v)
-		} else if text := a.text(by.Field, t, p); text != "" {
+		} else if text := a.text(by.Field, t, holder); text != "" {
 			value = &text
 		}
 		if value == nil {
@@ -268,7 +366,10 @@ func (a *aggregator) rows() []store.Statistics {
 	var out []store.Statistics
 	for _, g := range a.groups {
 		for _, b := range g.buckets {
-			b.Sum += b.rest
+			b.Sum = b.sum.Float64()
+			if a.query.NoSquares {
+				b.SumSquares = 0
+			}
 			if a.query.Period == 0 {
 				b.Start = b.First
 			}

@@ -26,10 +26,12 @@ type view struct {
 	heads    []*head // oldest first
 	after    uint64  // batches of the heads up to this one are in the snapshot
 	upTo     uint64  // later ones are not seen
-	days     []day   // that may have chunks, ascending
+	hours    []hour  // that may have chunks, ascending
+	rolled   []day   // that may have rollups, ascending
 	chunks   *pebble.Iterator
 	parts    *pebble.Iterator
 	batches  *pebble.Iterator
+	rollups  *pebble.Iterator
 	key, end []byte
 
 	part      chunkPart // decoded last
@@ -41,7 +43,7 @@ type view struct {
 // chunkPart is the rows of a part.
 type chunkPart struct {
 	rows
-	day      day
+	hour     hour
 	resource uint32
 	part     part
 	ok       bool
@@ -84,12 +86,10 @@ func (p *point) before(o *point) int {
 // flush that ends meanwhile hides nothing and shows nothing twice.
 func (s *Store) view(ctx context.Context) (*view, error) {
 	v := &view{ctx: ctx, s: s, infos: map[uint64]batchHead{}, documents: map[uint32]*store.Document{}}
-	s.mu.RLock()
-	if s.shut {
-		s.mu.RUnlock()
-		return nil, errClosed
+	if err := s.enter(); err != nil {
+		return nil, err
 	}
-	s.readers.Add(1)
+	s.mu.RLock()
 	if s.frozen != nil {
 		v.heads = append(v.heads, s.frozen)
 	}
@@ -98,7 +98,7 @@ func (s *Store) view(ctx context.Context) (*view, error) {
 	s.mu.RUnlock()
 	v.snap = s.db.NewSnapshot()
 	s.mu.RLock()
-	v.days, v.dimensions = s.days, s.catalogue.dimensions()
+	v.hours, v.rolled, v.dimensions = s.hours, s.rolled, s.catalogue.dimensions()
 	s.mu.RUnlock()
 	value, closer, err := v.snap.Get(stateKey())
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *Store) view(ctx context.Context) (*view, error) {
 	r.byte()
 	v.after = r.uvarint()
 	err = errors.Join(r.err, closer.Close())
-	for kind, it := range map[byte]**pebble.Iterator{keyChunk: &v.chunks, keyRows: &v.parts, keyBatch: &v.batches} {
+	for kind, it := range map[byte]**pebble.Iterator{keyChunk: &v.chunks, keyRows: &v.parts, keyBatch: &v.batches, keyRollup: &v.rollups} {
 		if err == nil {
 			*it, err = v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{kind}, UpperBound: []byte{kind + 1}})
 		}
@@ -119,10 +119,21 @@ func (s *Store) view(ctx context.Context) (*view, error) {
 	return v, nil
 }
 
+// enter begins a query, which ends with s.readers.Done.
+func (s *Store) enter() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.shut {
+		return errClosed
+	}
+	s.readers.Add(1)
+	return nil
+}
+
 func (v *view) close() error {
 	defer v.s.readers.Done()
 	var errs []error
-	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches} {
+	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches, v.rollups} {
 		if it != nil {
 			errs = append(errs, it.Close())
 		}
@@ -176,15 +187,15 @@ func (r rowRef) point(at int, col *headColumn) point {
 }
 
 // load decodes the rows of a part, unless they were decoded last.
-func (v *view) load(d day, resource uint32, p part) error {
+func (v *view) load(h hour, resource uint32, p part) error {
 	c := &v.part
-	if c.ok && c.day == d && c.resource == resource && c.part == p {
+	if c.ok && c.hour == h && c.resource == resource && c.part == p {
 		return nil
 	}
 	c.ok = false
-	v.key = rowsKey(v.key[:0], d, resource, p)
+	v.key = rowsKey(v.key[:0], h, resource, p)
 	if !v.parts.SeekGE(v.key) || !bytes.Equal(v.parts.Key(), v.key) {
-		return errors.Join(fmt.Errorf("read rows of resource %d, day %d: %w: they are missing", resource, d, errCorrupt), v.parts.Error())
+		return errors.Join(fmt.Errorf("read rows of resource %d, hour %d: %w: they are missing", resource, h, errCorrupt), v.parts.Error())
 	}
 	value, err := v.parts.ValueAndErr()
 	if err != nil {
@@ -193,14 +204,14 @@ func (v *view) load(d day, resource uint32, p part) error {
 	if err := c.decode(value); err != nil {
 		return err
 	}
-	c.day, c.resource, c.part, c.ok = d, resource, p, true
+	c.hour, c.resource, c.part, c.ok = h, resource, p, true
 	return nil
 }
 
 // points decodes the chunk at the iterator and appends its points from one
 // time to another.
-func (v *view) points(out []point, value []byte, d day, resource uint32, p part, from, to int64) ([]point, error) {
-	if err := v.load(d, resource, p); err != nil {
+func (v *view) points(out []point, value []byte, h hour, resource uint32, p part, from, to int64) ([]point, error) {
+	if err := v.load(h, resource, p); err != nil {
 		return out, err
 	}
 	rows, c := &v.part.rows, &v.chunk
@@ -227,11 +238,11 @@ func (v *view) points(out []point, value []byte, d day, resource uint32, p part,
 	return out, nil
 }
 
-// eachChunk calls each with the chunks of a series' day that have samples from
+// eachChunk calls each with the chunks of a series' hour that have samples from
 // one time to another, oldest first.
-func (v *view) eachChunk(d day, m, resource uint32, from, to int64, each func(value []byte, first, last int64, p part) error) error {
-	v.end = seriesKey(v.end[:0], d, m, resource)
-	at := appendLast(append(v.key[:0], v.end...), d, max(from, d.start()))
+func (v *view) eachChunk(h hour, m, resource uint32, from, to int64, each func(value []byte, first, last int64, p part) error) error {
+	v.end = seriesKey(v.end[:0], h, m, resource)
+	at := appendLast(append(v.key[:0], v.end...), h, max(from, h.start()))
 	v.key = at
 	for ok := v.chunks.SeekGE(at); ok && bytes.HasPrefix(v.chunks.Key(), v.end); ok = v.chunks.Next() {
 		_, _, _, last, p, ok := readChunkKey(v.chunks.Key())
@@ -354,10 +365,10 @@ func (v *view) document(meta uint32) *store.Document {
 // has reports whether there is a sample of a series with this time and id.
 func (v *view) has(m *meter, h *holder, t int64, id sample.ID) (bool, error) {
 	points := v.headPoints(nil, h.resource, m, t, t)
-	d := dayOf(t)
-	if _, ok := slices.BinarySearch(v.days, d); ok {
-		if err := v.eachChunk(d, m.no, h.resource.no, t, t, func(value []byte, _, _ int64, p part) (err error) {
-			points, err = v.points(points, value, d, h.resource.no, p, t, t)
+	hr := hourOf(t)
+	if _, ok := slices.BinarySearch(v.hours, hr); ok {
+		if err := v.eachChunk(hr, m.no, h.resource.no, t, t, func(value []byte, _, _ int64, p part) (err error) {
+			points, err = v.points(points, value, hr, h.resource.no, p, t, t)
 			return err
 		}); err != nil {
 			return false, err
@@ -450,7 +461,7 @@ func (v *view) findDerived(id sample.BatchID, index uint32, add func(*meter, *po
 		return err
 	}
 	for _, d := range where.days {
-		if !v.hasDay(d) {
+		if len(v.hoursOf(d.start(), d.end())) == 0 {
 			continue
 		}
 		info, err := v.batchInfo(d, where.node, where.seq)
@@ -472,9 +483,14 @@ func (v *view) findDerived(id sample.BatchID, index uint32, add func(*meter, *po
 	return nil
 }
 
-func (v *view) hasDay(d day) bool {
-	_, ok := slices.BinarySearch(v.days, d)
-	return ok
+// hoursOf returns the hours from one time to another that may have chunks.
+func (v *view) hoursOf(from, to int64) []hour {
+	i, _ := slices.BinarySearch(v.hours, hourOf(from))
+	n, found := slices.BinarySearch(v.hours, hourOf(to))
+	if found {
+		n++
+	}
+	return v.hours[i:max(i, n)]
 }
 
 func (v *view) metersOf(r *resource) []*meter {
@@ -486,12 +502,13 @@ func (v *view) metersOf(r *resource) []*meter {
 // findIndex looks for a batch's sample in the chunks of a series.
 func (v *view) findIndex(d day, m *meter, resource uint32, info *batchInfo, seq uint64, index uint32, add func(*meter, *point) error) (bool, error) {
 	var points []point
-	err := v.eachChunk(d, m.no, resource, info.from, info.to, func(value []byte, _, _ int64, p part) (err error) {
-		points, err = v.points(points, value, d, resource, p, info.from, info.to)
-		return err
-	})
-	if err != nil {
-		return false, err
+	for _, h := range v.hoursOf(max(d.start(), info.from), min(d.end(), info.to)) {
+		if err := v.eachChunk(h, m.no, resource, info.from, info.to, func(value []byte, _, _ int64, p part) (err error) {
+			points, err = v.points(points, value, h, resource, p, info.from, info.to)
+			return err
+		}); err != nil {
+			return false, err
+		}
 	}
 	for i := range points {
 		if points[i].seq == seq && points[i].index == index {
@@ -510,7 +527,13 @@ func (v *view) findForeign(id sample.ID, add func(*meter, *point) error) error {
 	}
 	defer it.Close()
 	var key []byte
-	for _, d := range v.days {
+	last := day(math.MinInt32)
+	for _, h := range v.hours {
+		d := dayOf(h.start())
+		if d == last {
+			continue
+		}
+		last = d
 		key = foreignKey(key[:0], d, hash, 0, 0)
 		prefix := key[:1+4+8]
 		for ok := it.SeekGE(key); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {

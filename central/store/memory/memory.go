@@ -23,9 +23,11 @@ type Store struct {
 
 	mu      sync.RWMutex
 	samples []store.Sample // in the order they were stored
+	nodes   []string       // that sent them
 	gaps    []sample.Gap
 	batches map[batchKey]bool
 	keys    map[sampleKey]bool
+	events  []sample.Event // in the order they were stored
 }
 
 var _ store.Store = (*Store)(nil)
@@ -84,6 +86,7 @@ func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.S
 				s.keys[key] = true
 				sm.Metadata = slices.Clone(sm.Metadata)
 				s.samples = append(s.samples, store.Sample{Sample: sm, Recorded: recorded})
+				s.nodes = append(s.nodes, b.Node)
 			}
 		}
 		for _, g := range b.Gaps {
@@ -249,7 +252,9 @@ func (s *Store) Statistics(ctx context.Context, q store.StatisticsQuery) ([]stor
 		r := rows[key]
 		if r == nil {
 			r = &row{stats: store.Statistics{Group: group, Unit: sm.Unit, Bucket: bucket, Start: start}}
-			rows[key] = r
+			if rows[key] = r; q.MaxRows > 0 && len(rows) > q.MaxRows {
+				return nil, store.ErrTooManyRows
+			}
 		}
 		r.samples = append(r.samples, sm)
 	}
@@ -318,6 +323,9 @@ func aggregate(a *store.Statistics, samples []store.Sample, q store.StatisticsQu
 	}
 	mean := a.Sum / float64(a.Count)
 	for _, v := range volumes {
+		if q.NoSquares {
+			break
+		}
 		a.SumSquares += (v - mean) * (v - mean)
 	}
 	if q.Period == 0 {

@@ -113,6 +113,7 @@ func ask(t *testing.T, s, reference store.Store, g *generator) {
 	if diff := cmp.Diff(wantStats, stats, cmp.Comparer(sameStatistics)); diff != "" {
 		t.Fatalf("statistics %+v %s:\ngot (+) is not what is wanted (-):\n%s", q, describe(q.Filter), diff)
 	}
+	askUsage(t, s, reference, g)
 	from := base - hour + g.Int64N(2*hour)
 	to := from + g.Int64N(hour)
 	gaps, err := s.Gaps(ctx, from, to)
@@ -123,6 +124,61 @@ func ask(t *testing.T, s, reference store.Store, g *generator) {
 	if diff := cmp.Diff(wantGaps, gaps); diff != "" {
 		t.Fatalf("gaps:\ngot (+) is not what is wanted (-):\n%s", diff)
 	}
+}
+
+// askUsage compares the usage of a random period: to the last unit.
+func askUsage(t *testing.T, s, reference store.Store, g *generator) {
+	q := g.usage()
+	want, got := collectUsage(t, reference, q), collectUsage(t, s, q)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatalf("usage from %d to %d by %q %s:\ngot (+) is not what is wanted (-):\n%s", q.From, q.To, q.SplitBy, describe(q.Filter), diff)
+	}
+	if len(got) == 0 || q.To-q.From < 2 {
+		return
+	}
+	// The parts of a period add up to it.
+	type key struct{ resource, name, kind, unit, project, source, split string }
+	sums := map[key]store.Exact{}
+	middle := q.From + 1 + g.Int64N(q.To-q.From-1)
+	part := func(from, to int64, sign int) {
+		for _, u := range collectUsage(t, s, store.UsageQuery{From: from, To: to, Filter: q.Filter, SplitBy: q.SplitBy}) {
+			k := key{u.Resource, u.Name, string(u.Kind), u.Unit, u.Project, u.Source, ""}
+			for _, v := range u.Split {
+				if v == nil {
+					k.split += "-"
+				} else {
+					k.split += "+" + *v
+				}
+			}
+			sum := sums[k]
+			if sign > 0 {
+				sum.Add(u.Quantity)
+			} else {
+				sum.Sub(u.Quantity)
+			}
+			sums[k] = sum
+		}
+	}
+	part(q.From, middle, 1)
+	part(middle, q.To, 1)
+	part(q.From, q.To, -1)
+	for k, sum := range sums {
+		if sum.Sign() != 0 {
+			t.Fatalf("usage of %v from %d to %d, parted at %d, is off by %s", k, q.From, q.To, middle, sum)
+		}
+	}
+}
+
+func collectUsage(t testing.TB, s store.Store, q store.UsageQuery) []store.Usage {
+	t.Helper()
+	var out []store.Usage
+	if err := s.Usage(context.Background(), q, func(u store.Usage) bool {
+		out = append(out, u)
+		return true
+	}); err != nil {
+		t.Fatalf("usage: %v", err)
+	}
+	return out
 }
 
 // sameSample is much faster than cmp.
@@ -308,6 +364,30 @@ func (g *generator) filters(depth int, without []store.Field) []store.Filter {
 }
 
 func (g *generator) cond() store.Cond {
+	c := g.comparison()
+	switch g.IntN(12) {
+	case 0:
+		return g.list(c)
+	case 1:
+		c.Op, c.Value = store.Match, pick(g, "1$", "^cpu", "[a-m]", ":00", "(?i)A", ".")
+	}
+	return c
+}
+
+// list makes a condition of a list of some values that a comparison of the
+// same field may have.
+func (g *generator) list(c store.Cond) store.Cond {
+	var values []any
+	for len(values) < 3 {
+		if other := g.comparison(); other.Field == c.Field && other.Value != nil {
+			values = append(values, other.Value)
+		}
+	}
+	c.Op, c.Value = store.In, values
+	return c
+}
+
+func (g *generator) comparison() store.Cond {
 	op := pick(g, store.Eq, store.Eq, store.Eq, store.Eq, store.Ne, store.Lt, store.Le, store.Gt, store.Ge)
 	text := func(f store.Field, v string) store.Cond {
 		if g.IntN(8) == 0 {
@@ -339,6 +419,20 @@ func (g *generator) cond() store.Cond {
 		Field: store.FieldMetadata, Key: pick(g, "flavor.name", "flavor.vcpus", "tags[0]", "up", "flavor", "missing"), Op: op,
 		Value: pick[any](g, "small", "large", 2.0, 4.5, true, "true", "a", nil),
 	}
+}
+
+func (g *generator) usage() store.UsageQuery {
+	q := store.UsageQuery{Filter: store.Filter{}}
+	if g.IntN(2) == 0 {
+		q.Filter = g.filter(2, store.FieldTime, store.FieldRecorded, store.FieldVolume, store.FieldID)
+	}
+	unit := pick(g, 1, minute, 5*minute, hour, day) // whole periods are what rollups have
+	q.From = (base - hour + g.Int64N(90*minute)) / unit * unit
+	q.To = q.From + unit*(1+g.Int64N(3*hour/min(unit, hour)))
+	for range g.IntN(3) {
+		q.SplitBy = append(q.SplitBy, pick(g, "flavor.name", "flavor.vcpus", "up"))
+	}
+	return q
 }
 
 func (g *generator) statistics() store.StatisticsQuery {

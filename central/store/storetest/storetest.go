@@ -32,23 +32,30 @@ type Engine struct {
 // Run runs the suite.
 func Run(t *testing.T, e Engine) {
 	for name, test := range map[string]func(*testing.T, *fixture){
-		"volumes are exact":                                      testExact,
-		"a batch is stored once":                                 testOnce,
-		"a sample is stored once":                                testSampleOnce,
-		"a batch that can never be stored costs no other":        testRefused,
-		"samples come newest first and in stored order":          testOrder,
-		"a sample is found by its id":                            testByID,
-		"a sample shows what was true at its time":               testMetadataVersions,
-		"metadata compares by type":                              testMetadataTypes,
-		"what is unknown is neither selected nor excluded":       testUnknown,
-		"meters show the owner of their newest sample":           testMeters,
-		"resources show what matches and who owns them":          testResources,
-		"statistics are cut into buckets from their start":       testBuckets,
-		"statistics of large counters are exact":                 testLargeCounters,
-		"gaps are found by the time they cover":                  testGaps,
-		"a query stops when its context or its reader does":      testStop,
-		"random data and queries agree with the naive reference": testRandom,
-		"readers see whole batches while writers write":          testConcurrent,
+		"volumes are exact":                                       testExact,
+		"a batch is stored once":                                  testOnce,
+		"a sample is stored once":                                 testSampleOnce,
+		"a batch that can never be stored costs no other":         testRefused,
+		"samples come newest first and in stored order":           testOrder,
+		"a sample is found by its id":                             testByID,
+		"a sample shows what was true at its time":                testMetadataVersions,
+		"metadata compares by type":                               testMetadataTypes,
+		"what is unknown is neither selected nor excluded":        testUnknown,
+		"meters show the owner of their newest sample":            testMeters,
+		"resources show what matches and who owns them":           testResources,
+		"statistics are cut into buckets from their start":        testBuckets,
+		"statistics of large counters are exact":                  testLargeCounters,
+		"gaps are found by the time they cover":                   testGaps,
+		"a query stops when its context or its reader does":       testStop,
+		"random data and queries agree with the naive reference":  testRandom,
+		"readers see whole batches while writers write":           testConcurrent,
+		"usage counts what counters went up by and gauges held":   testUsage,
+		"summaries of regular samples are those of the samples":   testDense,
+		"an event is stored once":                                 testEventOnce,
+		"an event that can never be stored costs no other":        testEventRefused,
+		"events are found by what they say":                       testEventQueries,
+		"a query of events stops when its context or reader does": testEventStop,
+		"random events and queries agree with the reference":      testRandomEvents,
 	} {
 		t.Run(name, func(t *testing.T) {
 			test(t, newFixture(t, e))
@@ -620,6 +627,11 @@ func testBuckets(t *testing.T, f *fixture) {
 		} {
 			if _, err := f.Statistics(context.Background(), bad); err == nil {
 				t.Errorf("%+v: got no error", bad)
+			}
+		}
+		for most, want := range map[int]error{2: store.ErrTooManyRows, 3: nil} {
+			if _, err := f.Statistics(context.Background(), store.StatisticsQuery{Period: 600, MaxRows: most}); !errors.Is(err, want) {
+				t.Errorf("three rows of at most %d: got %v, want %v", most, err, want)
 			}
 		}
 	})

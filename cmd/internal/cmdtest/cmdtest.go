@@ -28,7 +28,7 @@ func Run(t *testing.T, c *cobra.Command, args ...string) (string, error) {
 // Configs runs the files of testdata/config through --check-config. What is
 // printed of x.good.yaml must be in x.golden; x.bad.yaml must fail with the
 // error that its first line gives after "# ". A file's name begins with the
-// subcommand and a dash, if the program has any.
+// subcommand and a dash, unless the program itself runs.
 func Configs(t *testing.T, program func() *cobra.Command) {
 	files, err := filepath.Glob("testdata/config/*.yaml")
 	if err != nil || len(files) == 0 {
@@ -39,7 +39,7 @@ func Configs(t *testing.T, program func() *cobra.Command) {
 		t.Run(name, func(t *testing.T) {
 			c := program()
 			args := []string{"--check-config", "--config", file}
-			if word, _, _ := strings.Cut(name, "-"); c.HasSubCommands() {
+			if word, _, _ := strings.Cut(name, "-"); !c.Runnable() {
 				args = append([]string{word}, args...)
 			}
 			out, err := Run(t, c, args...)
@@ -50,20 +50,25 @@ func Configs(t *testing.T, program func() *cobra.Command) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden := strings.TrimSuffix(file, ".good.yaml") + ".golden"
-			if *update {
-				if err := os.WriteFile(golden, []byte(out), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if out != string(want) {
-				t.Errorf("got\n%s\nwant\n%s", out, want)
-			}
+			Golden(t, strings.TrimSuffix(file, ".good.yaml")+".golden", out)
 		})
+	}
+}
+
+// Golden compares what was printed with a file, or with -update rewrites it.
+func Golden(t *testing.T, file, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 

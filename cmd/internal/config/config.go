@@ -27,20 +27,40 @@ const Prefix = "KVMETER_"
 // program that has such a key reads it as well.
 var other = []string{"KVMETER_ENDPOINT", "KVMETER_SOCKET", "KVMETER_LAB"}
 
+// Origins says where the values of settings are from, by their keys, such as
+// amqp.url. Those that have their defaults are not there.
+type Origins map[string]string
+
+// Heir is a configuration that takes what neither its file nor a variable sets
+// from the files of another program, which it names itself.
+type Heir interface {
+	// Inherit returns what those files say. It is called when the rest is loaded.
+	Inherit(set Origins) ([]Inherited, error)
+}
+
+// Inherited is a setting that another program's file gives.
+type Inherited struct {
+	Key   string
+	Value any    // as YAML has it; nil: the configuration has taken it already
+	From  string // the place
+}
+
 // Load fills v, a pointer to a struct that holds the defaults. An empty path
 // reads no file. Unknown keys are errors that name the line or the variable.
-func Load(path string, env []string, v any) error {
+func Load(path string, env []string, v any) (Origins, error) {
+	origins := Origins{}
 	if path != "" {
 		data, err := os.ReadFile(path)
 		if err != nil {
-			return fmt.Errorf("read configuration: %w", err)
+			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 		if !utf8.Valid(data) {
-			return fmt.Errorf("%s: it is no text in UTF-8", path)
+			return nil, fmt.Errorf("%s: it is no text in UTF-8", path)
 		}
 		if err := decode(data, v); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
+		origins.note(data, func(n *yaml.Node) string { return fmt.Sprintf("%s:%d", path, n.Line) })
 	}
 	for _, e := range slices.Sorted(slices.Values(env)) {
 		name, value, _ := strings.Cut(e, "=")
@@ -56,10 +76,71 @@ func Load(path string, env []string, v any) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("environment variable %s: %s", name, lineNumber.ReplaceAllString(err.Error(), ""))
+			return nil, fmt.Errorf("environment variable %s: %s", name, lineNumber.ReplaceAllString(err.Error(), ""))
+		}
+		origins.note(doc, func(*yaml.Node) string { return name })
+	}
+	heir, ok := v.(Heir)
+	if !ok {
+		return origins, nil
+	}
+	inherited, err := heir.Inherit(origins)
+	for _, i := range inherited {
+		if err != nil {
+			break
+		}
+		err = origins.inherit(i, v)
+	}
+	return origins, err
+}
+
+// inherit sets what is not set yet.
+func (o Origins) inherit(i Inherited, v any) error {
+	if o[i.Key] != "" {
+		return nil
+	}
+	if i.Value != nil {
+		var n yaml.Node
+		err := n.Encode(i.Value)
+		if err == nil {
+			var doc []byte
+			if doc, err = within(strings.Split(i.Key, "."), &n); err == nil {
+				err = decode(doc, v)
+			}
+			o.note(doc, func(*yaml.Node) string { return i.From })
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %s", i.From, lineNumber.ReplaceAllString(err.Error(), ""))
 		}
 	}
+	o[i.Key] = i.From
 	return nil
+}
+
+// note records the settings of a document that was loaded.
+func (o Origins) note(doc []byte, from func(*yaml.Node) string) {
+	var n yaml.Node
+	if err := yaml.Unmarshal(doc, &n); err == nil && len(n.Content) > 0 { // it was decoded before
+		settings(n.Content[0], "", func(path string, key, _ *yaml.Node) { o[path] = from(key) })
+	}
+}
+
+// settings calls each with the settings of a group, and of those within it, that
+// have a value.
+func settings(group *yaml.Node, prefix string, each func(path string, key, value *yaml.Node)) {
+	for i := 0; i+1 < len(group.Content); i += 2 {
+		key, value := group.Content[i], group.Content[i+1]
+		if value.Kind == yaml.AliasNode {
+			value = value.Alias
+		}
+		switch path := prefix + key.Value; {
+		case value.Tag == "!!null":
+		case value.Kind == yaml.MappingNode && len(value.Content) > 0:
+			settings(value, path+".", each)
+		default:
+			each(path, key, value)
+		}
+	}
 }
 
 var lineNumber = regexp.MustCompile(`\b(?:near )?line \d+: `)
@@ -76,6 +157,11 @@ func nest(path []string, value string) ([]byte, error) {
 		}
 		n = doc.Content[0]
 	}
+	return within(path, n)
+}
+
+// within makes the document in which the key at the end of the path has a value.
+func within(path []string, n *yaml.Node) ([]byte, error) {
 	for _, key := range slices.Backward(path) {
 		n = &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Tag: "!!str", Value: key}, n}}
 	}
@@ -156,16 +242,74 @@ func wanted(goType string) string {
 	return "a group of settings"
 }
 
-// Print writes the configuration as YAML, without passwords.
-func Print(w io.Writer, v any) error {
+// Print writes the configuration as YAML, without passwords. Comments say where
+// values are from that are not the defaults.
+func Print(w io.Writer, v any, origins Origins) error {
+	var n yaml.Node
+	if err := n.Encode(v); err != nil {
+		return err
+	}
+	settings(&n, "", func(path string, key, value *yaml.Node) {
+		from := origins[path]
+		if from == "" {
+			return
+		}
+		if value.Kind == yaml.SequenceNode && value.Style&yaml.FlowStyle == 0 && len(value.Content) > 0 {
+			key.LineComment = from
+		} else {
+			value.LineComment = from
+		}
+	})
 	var b bytes.Buffer
 	e := yaml.NewEncoder(&b)
 	e.SetIndent(2)
-	if err := errors.Join(e.Encode(v), e.Close()); err != nil {
+	if err := errors.Join(e.Encode(&n), e.Close()); err != nil {
 		return err
 	}
 	_, err := w.Write(password.ReplaceAll(b.Bytes(), []byte("${1}***@")))
 	return err
+}
+
+// Changed returns the keys of the settings that are not the same in two
+// configurations, sorted.
+func Changed(a, b any) ([]string, error) {
+	values := func(v any) (map[string]string, error) {
+		var n yaml.Node
+		if err := n.Encode(v); err != nil {
+			return nil, err
+		}
+		all := map[string]string{}
+		var err error
+		settings(&n, "", func(path string, _, value *yaml.Node) {
+			var text []byte
+			if err == nil {
+				text, err = yaml.Marshal(value)
+			}
+			all[path] = string(text)
+		})
+		return all, err
+	}
+	before, err := values(a)
+	if err != nil {
+		return nil, err
+	}
+	after, err := values(b)
+	if err != nil {
+		return nil, err
+	}
+	var changed []string
+	for key := range before {
+		if text, ok := after[key]; !ok || text != before[key] {
+			changed = append(changed, key)
+		}
+	}
+	for key := range after {
+		if _, ok := before[key]; !ok {
+			changed = append(changed, key)
+		}
+	}
+	slices.Sort(changed)
+	return changed, nil
 }
 
 // password finds the password of a URL.

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +57,7 @@ func TestLoad(t *testing.T) {
 			}
 			c := conf{Node: "default"}
 			c.Store.MinFree, c.Store.Every = 1, time.Second
-			err := Load(path, tc.env, &c)
+			_, err := Load(path, tc.env, &c)
 			if tc.err != "" {
 				if want := strings.ReplaceAll(tc.err, "FILE", path); err == nil || err.Error() != want {
 					t.Errorf("got error %v, want %s", err, want)
@@ -77,7 +79,7 @@ func TestVariablesOfCommandsAreReadWhereThereIsSuchAKey(t *testing.T) {
 	var agent struct {
 		Socket string `yaml:"socket"`
 	}
-	if err := Load("", env, &agent); err != nil || agent.Socket != "/run/x.sock" {
+	if _, err := Load("", env, &agent); err != nil || agent.Socket != "/run/x.sock" {
 		t.Errorf("socket %q and error %v", agent.Socket, err)
 	}
 }
@@ -91,12 +93,81 @@ func TestPrintHidesPasswords(t *testing.T) {
 		"file:///var/log/a@b:c":              "file:///var/log/a@b:c",
 	} {
 		var b strings.Builder
-		if err := Print(&b, &conf{Node: url}); err != nil {
+		if err := Print(&b, &conf{Node: url}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if got := strings.SplitN(b.String(), "\n", 2)[0]; got != "node: "+want {
 			t.Errorf("got %s, want %s", got, want)
 		}
+	}
+}
+
+// heir is a configuration that inherits.
+type heir struct {
+	conf   `yaml:",inline"`
+	List   []string `yaml:"list"`
+	Secret string   `yaml:"secret_file"`
+	will   []Inherited
+	err    error
+}
+
+func (h *heir) Inherit(Origins) ([]Inherited, error) { return h.will, h.err }
+
+func TestPrintSaysWhereValuesAreFrom(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(path, []byte("# first\nstore:\n  min_free: 5\nsecret_file:\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := &heir{will: []Inherited{
+		{"store.min_free", 6, "x.conf:1 a.b"}, {"node", "a: b", "x.conf:2 a.c"}, {"list", []string{"x", "y"}, "x.conf:3 a.d"}, {"secret_file", nil, "x.conf:4 a.e"},
+	}}
+	origins, err := Load(path, []string{"KVMETER_STORE__EVERY=3s"}, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := Print(&b, h, origins); err != nil {
+		t.Fatal(err)
+	}
+	want := `node: 'a: b' # x.conf:2 a.c
+store:
+  min_free: 5 # ` + path + `:3
+  every: 3s # KVMETER_STORE__EVERY
+list: # x.conf:3 a.d
+  - x
+  - "y"
+secret_file: "" # x.conf:4 a.e
+`
+	if got := b.String(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestWhatIsInheritedMustFit(t *testing.T) {
+	for want, h := range map[string]*heir{
+		`x.conf:1 a.b: "many" is not a whole number`: {will: []Inherited{{"store.min_free", "many", "x.conf:1 a.b"}}},
+		"no such file": {err: errors.New("no such file")},
+	} {
+		if _, err := Load("", nil, h); err == nil || err.Error() != want {
+			t.Errorf("got error %v, want %s", err, want)
+		}
+	}
+}
+
+func TestChanged(t *testing.T) {
+	a := conf{Node: "a"}
+	b := a
+	b.Node, b.Store.Every = "b", time.Second
+	got, err := Changed(&a, &b)
+	if want := []string{"node", "store.every"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	type with struct {
+		Map map[string]bool `yaml:"map"`
+	}
+	got, err = Changed(&with{map[string]bool{"x": true, "y": true}}, &with{map[string]bool{"x": true, "z": false}})
+	if want := []string{"map.y", "map.z"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
 }
 
@@ -135,6 +206,6 @@ func FuzzLoad(f *testing.F) {
 			t.Fatal(err)
 		}
 		var c conf
-		_ = Load(path, []string{"KVMETER_STORE__EVERY=" + value}, &c) // must not panic
+		_, _ = Load(path, []string{"KVMETER_STORE__EVERY=" + value}, &c) // must not panic
 	})
 }

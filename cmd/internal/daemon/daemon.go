@@ -4,8 +4,11 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -18,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
@@ -33,14 +37,20 @@ type Flags struct {
 	Check     bool   // print the configuration and end
 	LogLevel  string
 	LogFormat string
+	origins   config.Origins
 }
 
 // Register adds the flags to fs. The file is the daemon's, in the folder of
 // configuration.
 func (f *Flags) Register(fs *pflag.FlagSet, file string) {
-	fs.StringVar(&f.Config, "config", "", "configuration file (default "+file+", if it is there)")
-	fs.BoolVar(&f.Check, "check-config", false, "load the configuration, print it whole, and end")
+	f.RegisterConfig(fs, file)
+	fs.BoolVar(&f.Check, "check-config", false, "load the configuration, print it whole with where each value is from, and end")
 	f.RegisterLog(fs)
+}
+
+// RegisterConfig adds the flag of the configuration file alone.
+func (f *Flags) RegisterConfig(fs *pflag.FlagSet, file string) {
+	fs.StringVar(&f.Config, "config", "", "configuration file (default "+file+", if it is there)")
 }
 
 // RegisterLog adds the flags about the log alone.
@@ -65,8 +75,13 @@ func (f *Flags) Load(file string, cfg any) error {
 		}
 		path = found
 	}
-	return config.Load(path, os.Environ(), cfg)
+	var err error
+	f.origins, err = config.Load(path, os.Environ(), cfg)
+	return err
 }
+
+// Print prints the configuration that was loaded.
+func (f *Flags) Print(w io.Writer, cfg any) error { return config.Print(w, cfg, f.origins) }
 
 // Logger returns the log, on standard error. Repeats of a message within a
 // second are sampled.
@@ -99,6 +114,24 @@ func Context(parent context.Context) (context.Context, context.CancelFunc) {
 	return ctx, cancel
 }
 
+// OnHangup calls reload with each SIGHUP, until ctx ends. What it returns is
+// logged: everything goes on as it was.
+func OnHangup(ctx context.Context, log *zap.Logger, reload func() error) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-signals:
+			if err := reload(); err != nil && ctx.Err() == nil {
+				log.Error("configuration not reloaded; the one before stays in use", zap.Error(err))
+			}
+		}
+	}
+}
+
 // Registry returns a metrics registry with the process's own figures.
 func Registry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
@@ -112,17 +145,47 @@ func Registry() *prometheus.Registry {
 type Page struct {
 	listener net.Listener
 	handler  http.Handler
+	web      string // file with TLS and users, in Prometheus' form; empty: neither
 }
 
-// Metrics opens the port of the page /metrics, of the registry's figures. An
-// empty addr returns nil.
-func Metrics(addr string, r *prometheus.Registry) (*Page, error) {
+// CheckMetrics returns an error unless a page /metrics could be opened at addr
+// with the settings in the file.
+func CheckMetrics(addr, file string) error {
+	if addr == "" {
+		return nil
+	}
+	if err := CheckAddress("metrics", addr); err != nil {
+		return err
+	}
+	return CheckWebConfig("metrics_web_config", file)
+}
+
+// CheckWebConfig returns an error unless the file has TLS and users in the form of
+// Prometheus' exporters, or there is none. setting names it.
+func CheckWebConfig(setting, file string) error {
+	if err := web.Validate(file); err != nil {
+		return fmt.Errorf("%s: %s: %w", setting, file, err)
+	}
+	return nil
+}
+
+// Metrics opens the port of the page /metrics, of the registry's figures. The
+// file has TLS and users for it in the form of Prometheus' exporters; empty:
+// neither. An empty addr returns nil.
+func Metrics(addr, file string, r *prometheus.Registry) (*Page, error) {
 	if addr == "" {
 		return nil, nil
 	}
+	if err := CheckMetrics(addr, file); err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
-	return Open("the metrics page", "metrics", addr, mux)
+	p, err := Open("the metrics page", "metrics", addr, mux)
+	if err == nil {
+		p.UseWebConfig(file)
+	}
+	return p, err
 }
 
 // Open opens the TCP port of a page. What the page is and the setting that holds
@@ -142,7 +205,21 @@ func Open(what, setting, addr string, h http.Handler) (*Page, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%s cannot listen on %s: %w (setting: %s)", what, addr, err, setting)
 	}
-	return &Page{l, h}, nil
+	return &Page{listener: l, handler: h}, nil
+}
+
+// UseWebConfig has the page answer with TLS, and to users, as a file in the form
+// of Prometheus' exporters says; empty: neither. It is read again when it changes.
+func (p *Page) UseWebConfig(file string) { p.web = file }
+
+// UseTLS has the page answer over TLS, with a certificate and its key in files.
+func (p *Page) UseTLS(cert, key string) error {
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return err
+	}
+	p.listener = tls.NewListener(p.listener, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+	return nil
 }
 
 // CheckAddress returns an error unless addr is host:port.
@@ -188,7 +265,9 @@ func (p *Page) Serve(ctx context.Context) error {
 		}
 		return nil
 	})
-	err := s.Serve(p.listener)
+	// The file is read again for each request, so that certificates and users may
+	// change; its log has nothing to say that is not said here.
+	err := web.Serve(p.listener, s, &web.FlagConfig{WebConfigFile: &p.web}, slog.New(slog.DiscardHandler))
 	close(done)
 	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", p.URL(), err)

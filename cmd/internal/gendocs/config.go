@@ -14,8 +14,11 @@ import (
 
 	"github.com/kvmeter/kvmeter/agent"
 	"github.com/kvmeter/kvmeter/cmd/internal/config"
+	"github.com/kvmeter/kvmeter/cmd/internal/oslo"
 	"github.com/kvmeter/kvmeter/cmd/internal/settings/compute"
 	"github.com/kvmeter/kvmeter/cmd/internal/settings/control"
+	"github.com/kvmeter/kvmeter/collectors/libvirt"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 const module = "github.com/kvmeter/kvmeter/"
@@ -27,20 +30,30 @@ var configHead string
 
 // types says what the values of settings look like.
 var types = map[reflect.Type]string{
-	reflect.TypeFor[string]():        "text",
-	reflect.TypeFor[bool]():          "`true` or `false`",
-	reflect.TypeFor[int]():           "whole number",
-	reflect.TypeFor[int64]():         "whole number",
-	reflect.TypeFor[uint64]():        "whole number",
-	reflect.TypeFor[time.Duration](): "duration",
-	reflect.TypeFor[agent.Sockets](): "path, list of paths, or `off`",
+	reflect.TypeFor[string]():                     "text",
+	reflect.TypeFor[bool]():                       "`true` or `false`",
+	reflect.TypeFor[int]():                        "whole number",
+	reflect.TypeFor[int64]():                      "whole number",
+	reflect.TypeFor[uint64]():                     "whole number",
+	reflect.TypeFor[float64]():                    "number",
+	reflect.TypeFor[time.Duration]():              "duration",
+	reflect.TypeFor[[]string]():                   "list of texts",
+	reflect.TypeFor[agent.Sockets]():              "path, list of paths, or `off`",
+	reflect.TypeFor[map[string]any]():             "`{NAME: VALUE, …}`",
+	reflect.TypeFor[oslo.Paths]():                 "path, or list of paths",
+	reflect.TypeFor[libvirt.Path]():               "path in a domain's XML",
+	reflect.TypeFor[agent.Patterns]():             "`true`, `false`, or list of names and patterns",
+	reflect.TypeFor[map[string]string]():          "`{NAME: TEXT, …}`",
+	reflect.TypeFor[map[string][]sample.Origin](): "`{PATTERN: [ORIGIN, …], …}`",
+	reflect.TypeFor[map[string]agent.Tolerance](): "`{PATTERN: {absolute: N, relative: N}, …}`",
 }
 
 // hostDefaults says in words what depends on the host, so that the page is the
 // same wherever it is made.
 var hostDefaults = map[string]string{
-	"agent.Config.Node":    "the host's name",
-	"notifier.Config.Name": "the host's name",
+	"agent.Config.Node":         "the host's name",
+	"notifier.Config.Name":      "the host's name",
+	"central.IngestConfig.Name": "the host's name",
 }
 
 // file is a program's configuration file.
@@ -123,7 +136,11 @@ func list(v reflect.Value, prefix string, comment func(t reflect.Type, field str
 			all = append(all, more...)
 			continue
 		}
-		kind, ok := types[field.Type]
+		of := field.Type
+		if types[of] == "" && of.Kind() == reflect.Map {
+			key, of = key+".NAME", of.Elem()
+		}
+		kind, ok := types[of]
 		if !ok {
 			return nil, fmt.Errorf("%s is a %s: say in types what that looks like", name, field.Type)
 		}
@@ -144,6 +161,12 @@ func show(v any) string {
 			return "empty"
 		}
 		return "`" + v + "`"
+	case map[string][]sample.Origin:
+		return "see [meters.md](meters.md)"
+	case map[string]agent.Tolerance:
+		return "see [crosscheck.md](crosscheck.md)"
+	case oslo.Paths, map[string]any:
+		return "empty"
 	case agent.Sockets:
 		return "`" + strings.Join(v, "`, `") + "`"
 	case time.Duration:
@@ -154,6 +177,18 @@ func show(v any) string {
 			}
 		}
 		return "`" + text + "`"
+	case libvirt.Path:
+		return "empty"
+	case agent.Patterns:
+		if len(v) == 0 {
+			return "`false`"
+		}
+	case map[string]string:
+		if len(v) == 0 {
+			return "empty"
+		}
+	case map[string]bool:
+		return "as other settings say"
 	case int64:
 		return size(uint64(v))
 	case uint64:

@@ -68,7 +68,13 @@ func TestVariablesOfThePageWork(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, s := range settings {
-			value := map[string]string{"whole number": "77", "duration": "77s", "`true` or `false`": "true"}[s.kind]
+			value := map[string]string{"whole number": "77", "number": "7.5", "duration": "77s", "`true` or `false`": "true", "list of texts": "[elsewhere]", "path, or list of paths": os.DevNull, "`{NAME: TEXT, …}`": "{a: b}", "`true`, `false`, or list of names and patterns": "[instance]", "`{NAME: VALUE, …}`": "{x-expires: 77}"}[s.kind]
+			if strings.HasPrefix(s.kind, "`{PATTERN: {") {
+				value = `{"*": {absolute: 77}}`
+			}
+			if strings.HasPrefix(s.kind, "`{PATTERN: [") {
+				value = `{"*": [walk]}`
+			}
 			switch {
 			case value == "":
 				value = "/elsewhere"
@@ -76,7 +82,7 @@ func TestVariablesOfThePageWork(t *testing.T) {
 				value = "false"
 			}
 			got := files()[i].defaults
-			if err := config.Load("", []string{s.variable() + "=" + value}, got); err != nil {
+			if _, err := config.Load("", []string{s.variable() + "=" + value}, got); err != nil {
 				t.Errorf("%s: %v", f.name, err)
 			} else if reflect.DeepEqual(got, f.defaults) {
 				t.Errorf("%s: %s=%s changes nothing", f.name, s.variable(), value)
@@ -252,7 +258,7 @@ var example = regexp.MustCompile("(?ms)^```yaml\n# (?:[^\n]*/)?([a-z]+\\.yaml)[^
 // TestExamplesLoad gives the files in the pages to the programs' own loaders.
 func TestExamplesLoad(t *testing.T) {
 	seen := map[string]int{}
-	for _, page := range []string{"config.md", "run.md"} {
+	for _, page := range []string{"config.md", "run.md", "pipeline.md"} {
 		for _, m := range example.FindAllStringSubmatch(read(t, filepath.Join(root, "docs", page)), -1) {
 			block, name := m[0], m[1]
 			seen[name]++
@@ -282,22 +288,31 @@ func load(t *testing.T, name, text string) error {
 	switch name {
 	case "polling.yaml":
 		cfg := agent.DefaultConfig()
-		cfg.Socket, cfg.Libvirt, cfg.Polling = "", nil, path
+		cfg.Socket, cfg.Counters, cfg.Libvirt, cfg.Polling = "", "", nil, path
 		readers, _ := collectors.Usage(zap.NewNop(), true)
 		_, err := agent.New(cfg, agent.Deps{Log: zap.NewNop(), Usage: readers})
+		if odd, _ := agent.CheckPolling([]byte(text)); err == nil && len(odd) > 0 {
+			err = errors.New(odd[0])
+		}
 		return errors.Join(err, collectors.Close(readers))
 	case "pipeline.yaml":
-		_, err := pipeline.Load(path, []byte(text))
-		return err
+		cfg, err := pipeline.Load(path, []byte(text))
+		if err != nil {
+			return err
+		}
+		return errors.Join(cfg.Warnings...)
 	case "agent.yaml":
 		cfg := compute.DefaultAgent()
-		return errors.Join(config.Load(path, nil, &cfg), cfg.Check())
+		_, err := config.Load(path, nil, &cfg)
+		return errors.Join(err, cfg.Check())
 	case "notifier.yaml":
 		cfg := control.DefaultNotifier(config.Dirs{})
-		return config.Load(path, nil, &cfg)
+		_, err := config.Load(path, nil, &cfg)
+		return err
 	case "central.yaml":
 		cfg := control.DefaultCentral(config.Dirs{})
-		return config.Load(path, nil, &cfg)
+		_, err := config.Load(path, nil, &cfg)
+		return err
 	}
 	t.Fatalf("there is no %s", name)
 	return nil

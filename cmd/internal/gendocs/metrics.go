@@ -15,8 +15,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/agent"
+	"github.com/kvmeter/kvmeter/agent/ceilometer"
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/central"
+	"github.com/kvmeter/kvmeter/central/export"
 	"github.com/kvmeter/kvmeter/central/store/local"
 	collectors "github.com/kvmeter/kvmeter/collectors/all"
 	"github.com/kvmeter/kvmeter/notifier"
@@ -25,11 +27,19 @@ import (
 
 // labels says what the values of labels are.
 var labels = map[string]string{
-	"collector": "`discovery` (finding domains), `usage` (CPU time and disk bytes), `links` (network), `libvirt`",
+	"collector": "`discovery` (finding domains), `usage` (CPU time and disk bytes), `links` (network), `ipmi` (the BMC), `libvirt`, `crosscheck`, `lifecycle` (execs and ends), `fallover` (what libvirt counts in place of the others), and each hook",
+	"domain":    "its UUID",
+	"hook":      "`disk`, `tcx`, `runqueue`, `exits`",
+	"health":    "`ok`, `no reading` (it has none at present), `failing`, `quarantined` (it goes on failing and is asked rarely), `absent` (the BMC knows no such thing)",
 	"meter":     "the meter's name, see [meters.md](meters.md)",
 	"publisher": "its URL in pipeline.yaml, without the password",
-	"reason":    "`unsigned`, `unknown_key`, `bad_signature`, `wrong_node` (the key is another node's), `malformed`, `other`",
-	"result":    "as the metric's meaning says",
+	"reason": "of a batch `unsigned`, `unknown_key`, `bad_signature`, `wrong_node` (the key is another node's), `malformed`, `other`; " +
+		"of a transformer or a publisher see [pipeline.md](pipeline.md)",
+	"verdict": "`agrees`, `differs`, `not comparable`",
+	"result":  "as the metric's meaning says",
+	"sink":    "its name in pipeline.yaml",
+	"stage":   "the transformer's name in pipeline.yaml",
+	"what":    "`processes`, `commands`, `ends`, `holds`",
 }
 
 // metricsPage is docs/metrics.md: what the parts of the programs register.
@@ -140,10 +150,13 @@ func touch[M any](with func(values ...string) (M, error)) {
 
 func openAgent(r prometheus.Registerer) (func() error, error) {
 	cfg := agent.DefaultConfig()
-	cfg.Socket, cfg.Libvirt = "", nil
+	cfg.Socket, cfg.Counters, cfg.Libvirt = "", "", nil
 	log := zap.NewNop()
 	readers, _ := collectors.Usage(log, true)
 	_, err := agent.New(cfg, agent.Deps{Log: log, Publisher: bus.NewLocal(1, log), Registry: r, Usage: readers})
+	if err == nil {
+		_, err = ceilometer.New(ceilometer.DefaultConfig(), nil, log, r)
+	}
 	return func() error { return collectors.Close(readers) }, err
 }
 
@@ -171,6 +184,11 @@ func openCentral(r prometheus.Registerer) (func() error, error) {
 	}
 	done := func() error { return errors.Join(store.Close(), os.RemoveAll(dir)) }
 	if _, err := central.NewIngest(central.DefaultIngestConfig(), central.IngestDeps{Log: log, Store: store, Registry: r}); err != nil {
+		return nil, errors.Join(err, done())
+	}
+	files := export.DefaultConfig()
+	files.To = dir
+	if _, err := export.New(files, export.Deps{Log: log, Store: store, Registry: r}); err != nil {
 		return nil, errors.Join(err, done())
 	}
 	return done, nil

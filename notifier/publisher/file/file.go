@@ -18,17 +18,19 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 
 	"github.com/kvmeter/kvmeter/notifier/publisher"
+	"github.com/kvmeter/kvmeter/notifier/wire"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 type file struct {
 	path    string
 	max     int64 // bytes; 0: never rotated
 	backups int
-	style   *style
+	style   *wire.Style
+	writer  *wire.Writer // guarded by mu
 
 	mu   sync.Mutex
 	f    *os.File
@@ -37,41 +39,24 @@ type file struct {
 }
 
 // New opens the file of a URL for appending.
-func New(u *url.URL, _ publisher.Deps) (publisher.Publisher, error) {
+func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
 	if u.Host != "" || u.Path == "" || u.Path == "/" {
 		return nil, errors.New("it needs a path, as in file:///var/log/kvmeter/samples.log (three slashes)")
 	}
-	p := &file{path: u.Path, style: asPython}
-	var maxBytes, backups int64
-	for option, values := range u.Query() {
-		value := values[len(values)-1]
-		var err error
-		switch option {
-		case "json":
-			p.style = asJSON
-		case "max_bytes":
-			maxBytes, err = parseSize(value)
-		case "backup_count":
-			backups, err = parseSize(value)
-		default:
-			return nil, fmt.Errorf("unknown option %q; there are json, max_bytes and backup_count", option)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("option %s: %w", option, err)
-		}
+	o := publisher.NewOptions(u)
+	p := &file{path: u.Path, style: wire.Python}
+	if o.Has("json") {
+		p.style = wire.JSON
+	}
+	maxBytes, backups := o.Int("max_bytes", 0), o.Int("backup_count", 0)
+	if err := o.Done(d.Log); err != nil {
+		return nil, err
 	}
 	if maxBytes > 0 && backups > 0 {
-		p.max, p.backups = maxBytes, int(min(backups, 10_000))
+		p.max, p.backups = int64(maxBytes), min(backups, 10_000)
 	}
+	p.writer = wire.NewWriter(p.style)
 	return p, p.open()
-}
-
-func parseSize(s string) (int64, error) {
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 0 {
-		return 0, fmt.Errorf("%q is not a whole number of at least 0", s)
-	}
-	return n, nil
 }
 
 // open opens the file for appending. It ends a line that was cut short when its
@@ -120,41 +105,68 @@ func syncDir(path string) error {
 
 // Publish writes and syncs the samples of all parts.
 func (p *file) Publish(ctx context.Context, parts []publisher.Part) error {
+	return p.write(func() error {
+		for i := range parts {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			p.writer.Reset()
+			for s := range parts[i].Batch.Samples() {
+				start := len(p.buf)
+				p.buf = p.writer.Sample(p.buf, &s)
+				if err := p.line(start); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// PublishEvents writes and syncs events.
+func (p *file) PublishEvents(_ context.Context, events []sample.Event) error {
+	return p.write(func() error {
+		for i := range events {
+			start := len(p.buf)
+			p.buf = wire.Event(p.buf, p.style, &events[i])
+			if err := p.line(start); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (p *file) write(lines func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.buf = p.buf[:0]
-	for i := range parts {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := p.part(&parts[i]); err != nil {
-			return fmt.Errorf("write samples: %w", err)
-		}
+	err := lines()
+	if err == nil {
+		err = p.flush()
 	}
-	if err := p.flush(); err != nil {
-		return fmt.Errorf("write samples: %w", err)
+	if err != nil {
+		return fmt.Errorf("write to the file: %w", err)
 	}
 	return nil
 }
 
-func (p *file) part(part *publisher.Part) error {
-	w := writer{p.style, map[*byte][]byte{}}
-	for s := range part.Batch.Samples() {
-		start := len(p.buf)
-		p.buf = append(w.sample(p.buf, &s), '\n')
-		if p.max == 0 || p.size+int64(start) == 0 || p.size+int64(len(p.buf)) < p.max {
-			continue
-		}
-		last := append([]byte(nil), p.buf[start:]...)
-		p.buf = p.buf[:start]
-		if err := p.flush(); err != nil {
-			return err
-		}
-		if err := p.rotate(); err != nil {
-			return err
-		}
-		p.buf = append(p.buf, last...)
+// line ends the line that begins at start in buf, and moves it to the next file
+// where this one has no room for it.
+func (p *file) line(start int) error {
+	p.buf = append(p.buf, '\n')
+	if p.max == 0 || p.size+int64(start) == 0 || p.size+int64(len(p.buf)) < p.max {
+		return nil
 	}
+	last := append([]byte(nil), p.buf[start:]...)
+	p.buf = p.buf[:start]
+	if err := p.flush(); err != nil {
+		return err
+	}
+	if err := p.rotate(); err != nil {
+		return err
+	}
+	p.buf = append(p.buf, last...)
 	return nil
 }
 

@@ -1,0 +1,53 @@
+// Package test keeps the last samples and events in memory, for tests.
+//
+//	test://
+package test
+
+import (
+	"context"
+	"net/url"
+	"sync"
+
+	"github.com/kvmeter/kvmeter/notifier/publisher"
+	"github.com/kvmeter/kvmeter/sample"
+)
+
+// kept is how many samples and events are kept.
+const kept = 1000
+
+// Memory keeps what was published last.
+type Memory struct {
+	mu      sync.Mutex
+	samples []sample.Sample
+	events  []sample.Event
+}
+
+// New returns the publisher of a URL.
+func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
+	return &Memory{}, publisher.NewOptions(u).Done(d.Log)
+}
+
+// Publish keeps the samples of all parts.
+func (m *Memory) Publish(_ context.Context, parts []publisher.Part) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range parts {
+		for s := range parts[i].Batch.Samples() {
+			m.samples = append(m.samples, s)
+		}
+	}
+	m.samples = m.samples[max(0, len(m.samples)-kept):]
+	return nil
+}
+
+// PublishEvents keeps events.
+func (m *Memory) PublishEvents(_ context.Context, events []sample.Event) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.events = append(m.events, events...)
+	m.events = m.events[max(0, len(m.events)-kept):]
+	return nil
+}
+
+// Close does nothing.
+func (m *Memory) Close() error { return nil }

@@ -1,0 +1,2 @@
+// Package overhead measures what kvmeter costs the host it meters.
+package overhead
