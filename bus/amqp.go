@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 )
@@ -95,8 +96,9 @@ type AMQP struct {
 	// declare makes or checks the topology, over a connection.
 	declare func(*amqp.Connection) error
 	// confirmWithin is how long a node may take nothing of what it is sent, before
-	// another is tried.
-	confirmWithin time.Duration
+	// another is tried, and answerWithin how long before that is said.
+	confirmWithin, answerWithin time.Duration
+	silences                    *prometheus.CounterVec
 
 	trouble *complaint     // about the connections
 	full    *complaint     // about a broker that takes nothing
@@ -119,6 +121,7 @@ func NewAMQP(cfg Config, name string, log *zap.Logger) (*AMQP, error) {
 		cfg: cfg, name: name, log: log,
 		retry: backoff{min: 200 * time.Millisecond, max: 15 * time.Second},
 		out:   make(chan *outgoing), confirmWithin: confirmWithin,
+		answerWithin: answerWithin, silences: newSilences(),
 	}
 	for _, url := range urls {
 		n, err := newNode(url)

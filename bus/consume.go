@@ -24,6 +24,7 @@ func (a *AMQP) consume(ctx context.Context, queue string, prefetch int, gather t
 	log := a.log.With(zap.String("queue", queue))
 	prefetch = min(max(prefetch, 1), math.MaxUint16) // 0 would be no bound; AMQP has 16 bits for it
 	retry := a.retry
+	quiet := newComplaint(log) // about the queue
 	for {
 		l := a.connect(ctx, &retry)
 		if l == nil {
@@ -32,10 +33,10 @@ func (a *AMQP) consume(ctx context.Context, queue string, prefetch int, gather t
 		began := time.Now()
 		var err error
 		if prepare != nil {
-			err = prepare(l.conn)
+			err = a.ask(l, queue, func() error { return prepare(l.conn) })
 		}
 		if err == nil {
-			err = a.consumeOver(ctx, l, log, queue, prefetch, gather, handle)
+			err = a.consumeOver(ctx, l, log, queue, prefetch, gather, quiet, handle)
 		}
 		l.close()
 		if ctx.Err() != nil {
@@ -45,22 +46,30 @@ func (a *AMQP) consume(ctx context.Context, queue string, prefetch int, gather t
 			retry.reset()
 		}
 		l.node.fail()
-		a.trouble.say("consuming stopped; reconnecting", fmt.Errorf("queue %s: %w", queue, err))
+		if errors.Is(err, ErrSilent) {
+			quiet.say("no messages can be had; trying again", err)
+		} else {
+			a.trouble.say("consuming stopped; reconnecting", fmt.Errorf("queue %s: %w", queue, err))
+		}
 		retry.wait(ctx)
 	}
 }
 
 // consumeOver consumes over one connection until that is lost or ctx ends.
-func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue string, prefetch int, gather time.Duration, handle Handler) error {
-	if err := l.ch.Qos(prefetch, 0, false); err != nil {
-		return fmt.Errorf("set prefetch: %w", err)
-	}
+func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue string, prefetch int, gather time.Duration, quiet *complaint, handle Handler) error {
 	lost := l.ch.NotifyClose(make(chan *amqp.Error, 1))
 	cancelled := l.ch.NotifyCancel(make(chan string, 1))
-	in, err := l.ch.Consume(queue, "", false, false, false, false, nil)
+	var in <-chan amqp.Delivery
+	err := a.ask(l, queue, func() (err error) {
+		if err = l.ch.Qos(prefetch, 0, false); err == nil {
+			in, err = l.ch.Consume(queue, "", false, false, false, false, nil)
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}
+	quiet.over("RabbitMQ answers again")
 	l.calm.gather.Store(int64(gather))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -53,8 +53,12 @@ func (a *AMQP) DeadLetters(ctx context.Context, decide func(*DeadLetter) (fate F
 	retried := map[string]bool{}
 	kept := uint64(0)
 	for more := true; more; {
-		d, ok, err := l.ch.Get(DeadLetterQueue, false)
-		if err != nil {
+		var d amqp.Delivery
+		var ok bool
+		if err := a.ask(l, DeadLetterQueue, func() (err error) {
+			d, ok, err = l.ch.Get(DeadLetterQueue, false)
+			return err
+		}); err != nil {
 			return a.explain(l.node, err)
 		}
 		if !ok {

@@ -211,7 +211,7 @@ func (a *AMQP) dialNode(ctx context.Context, n *node) (*link, error) {
 	if err != nil {
 		l.close()
 		if ctx.Err() != nil && outer.Err() == nil {
-			return nil, fmt.Errorf("RabbitMQ at %s takes connections but does not answer within %s: has it lost the other nodes of its cluster?", n.addr, setupTimeout)
+			return nil, fmt.Errorf("RabbitMQ at %s takes connections but does not answer within %s (%w): has it lost the other nodes of its cluster?", n.addr, setupTimeout, err)
 		}
 		return nil, a.explain(n, err)
 	}
@@ -228,7 +228,7 @@ func (a *AMQP) explain(n *node, err error) error {
 	var noTLS tls.RecordHeaderError
 	at := "RabbitMQ at " + n.addr
 	switch {
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, ErrSilent):
 		return err
 	case errors.Is(err, ErrTopology):
 		return fmt.Errorf("%s: %w", at, err)

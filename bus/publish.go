@@ -166,8 +166,9 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 	pending := map[uint64]*outgoing{} // by the number of their confirm
 	var sent, next uint64 = 0, 1      // next confirm; the library hands them out in order
 	blocked := false
+	told := false
 	var since time.Time // when what was sent since the last confirm was first sent; zero: nothing was
-	look := time.NewTicker(a.confirmWithin / 4)
+	look := time.NewTicker(min(a.answerWithin, a.confirmWithin) / 4)
 	defer look.Stop()
 	settle := func(c amqp.Confirmation) {
 		// A message that no queue takes is returned, then confirmed.
@@ -219,7 +220,7 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 		select {
 		case p := <-in:
 			if since.IsZero() {
-				since = time.Now()
+				since, told = time.Now(), false
 			}
 			p.returned = false
 			sent++
@@ -236,7 +237,7 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 			if c.Ack && len(pending) == 0 {
 				since = time.Time{}
 			} else if c.Ack {
-				since = time.Now()
+				since, told = time.Now(), false
 			}
 		case b := <-blocks:
 			if blocked = b.Active; blocked {
@@ -246,7 +247,15 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 				since = time.Time{}
 			}
 		case <-look.C:
-			if !since.IsZero() && !blocked && time.Since(since) > a.confirmWithin {
+			quiet := time.Since(since)
+			if since.IsZero() || blocked {
+				quiet = 0
+			}
+			if p := pending[next]; p != nil && quiet > a.answerWithin && !told {
+				told = true
+				a.full.say("what was sent is not confirmed; waiting", a.silence(l.node, a.taker(p)))
+			}
+			if quiet > a.confirmWithin {
 				return confirmed, fmt.Errorf("RabbitMQ at %s has taken no message for %s: is the queue full, or has it lost the other nodes of its cluster?",
 					l.node.addr, a.confirmWithin)
 			}

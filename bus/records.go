@@ -80,7 +80,7 @@ func (a *AMQP) Recall(ctx context.Context, partition int) (*Records, [][]byte, e
 		first: map[int64]uint64{}, came: make(chan struct{}, 1), lost: make(chan struct{}),
 	}
 	queue := MemoryQueue(partition)
-	if err := r.recall(ctx, queue); err != nil {
+	if err := r.recall(ctx, a, queue); err != nil {
 		l.close()
 		<-r.lost
 		return nil, nil, fmt.Errorf("read the records in %s: %w", queue, cmp.Or(ctx.Err(), err))
@@ -97,7 +97,7 @@ func (a *AMQP) Recall(ctx context.Context, partition int) (*Records, [][]byte, e
 }
 
 // recall reads all that there is.
-func (r *Records) recall(ctx context.Context, queue string) error {
+func (r *Records) recall(ctx context.Context, a *AMQP, queue string) error {
 	lost := r.l.ch.NotifyClose(make(chan *amqp.Error, 1))
 	cancelled := r.l.ch.NotifyCancel(make(chan string, 1))
 	err := r.l.ch.Confirm(false)
@@ -106,7 +106,10 @@ func (r *Records) recall(ctx context.Context, queue string) error {
 	}
 	var in <-chan amqp.Delivery
 	if err == nil {
-		in, err = r.l.ch.Consume(queue, "", false, false, false, false, nil)
+		err = a.ask(r.l, queue, func() (err error) {
+			in, err = r.l.ch.Consume(queue, "", false, false, false, false, nil)
+			return err
+		})
 	}
 	if err != nil {
 		close(r.lost)

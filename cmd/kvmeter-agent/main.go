@@ -217,12 +217,14 @@ func openBus(cfg compute.Agent, log *zap.Logger, reg prometheus.Registerer) (p b
 		if err != nil {
 			return nil, nil, err
 		}
+		reg.MustRegister(amqp.Metrics())
 		return amqp, amqp.Close, nil
 	}
 	amqp, err := ceilometer.NewBus(cfg.Ceilometer, cfg.AMQP, log)
 	if err != nil {
 		return nil, nil, err
 	}
+	reg.MustRegister(amqp.Metrics())
 	if p, err = ceilometer.New(cfg.Ceilometer, amqp, log, reg); err != nil {
 		amqp.Close()
 	}

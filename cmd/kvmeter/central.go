@@ -118,6 +118,7 @@ func runCentral(ctx context.Context, cfg control.Central, log *zap.Logger, regis
 		return err
 	}
 	defer func() { amqp.Close() }()
+	registry.MustRegister(amqp.Metrics())
 	metrics, err := daemon.Metrics(cfg.Metrics, cfg.MetricsWebConfig, registry)
 	if err != nil {
 		return err

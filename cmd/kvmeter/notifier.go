@@ -121,6 +121,7 @@ func runNotifier(ctx context.Context, cfg control.Notifier, log *zap.Logger, reg
 		return err
 	}
 	defer func() { amqp.Close() }()
+	registry.MustRegister(amqp.Metrics())
 	subscribers, done, err := openSubscribers(cfg, amqp, log)
 	if err != nil {
 		return err

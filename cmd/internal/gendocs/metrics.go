@@ -32,6 +32,7 @@ var labels = map[string]string{
 	"hook":      "`disk`, `tcx`, `runqueue`, `exits`",
 	"health":    "`ok`, `no reading` (it has none at present), `failing`, `quarantined` (it goes on failing and is asked rarely), `absent` (the BMC knows no such thing)",
 	"meter":     "the meter's name, see [meters.md](meters.md)",
+	"queue":     "of RabbitMQ",
 	"publisher": "its URL in pipeline.yaml, without the password",
 	"reason": "of a batch `unsigned`, `unknown_key`, `bad_signature`, `wrong_node` (the key is another node's), `malformed`, `other`; " +
 		"of a transformer or a publisher see [pipeline.md](pipeline.md)",
@@ -63,7 +64,12 @@ These are about kvmeter's health. What the domains use are samples, not metrics:
 		{"kvmeter notifier", openNotifier},
 		{"kvmeter central", openCentral},
 	} {
-		families, err := families(part.open)
+		families, err := families(func(r prometheus.Registerer) (func() error, error) {
+			if err := openBus(r); err != nil {
+				return nil, err
+			}
+			return part.open(r)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("metrics of %s: %w", part.program, err)
 		}
@@ -147,6 +153,15 @@ func touch[M any](with func(values ...string) (M, error)) {
 
 // The functions below open the parts as the programs do, without what they
 // would need to run.
+
+func openBus(r prometheus.Registerer) error {
+	amqp, err := bus.NewAMQP(bus.DefaultConfig(), "", zap.NewNop())
+	if err != nil {
+		return err
+	}
+	defer amqp.Close()
+	return r.Register(amqp.Metrics())
+}
 
 func openAgent(r prometheus.Registerer) (func() error, error) {
 	cfg := agent.DefaultConfig()
