@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"slices"
 	"strconv"
@@ -59,9 +60,9 @@ func discoveryName(text string) string {
 	return name
 }
 
-// note notes what is odd, and harmless.
-func (s *pollSource) note(format string, args ...any) {
-	s.notes = append(s.notes, fmt.Sprintf(format, args...))
+// note notes what is odd in a line, and harmless.
+func (s *pollSource) note(line int, format string, args ...any) {
+	s.notes = append(s.notes, fmt.Sprintf("line %d: ", line)+fmt.Sprintf(format, args...))
 }
 
 // plan is a set of meters that are polled together.
@@ -83,136 +84,199 @@ func loadPolling(path string, interval time.Duration) ([]pollSource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read polling file: %w", err)
 	}
-	sources, err := parsePolling(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	sources, wrong := parsePolling(data)
+	if len(wrong) > 0 {
+		return nil, fmt.Errorf("%s: %s", path, strings.Join(wrong, "; "))
 	}
 	return sources, nil
 }
 
-// CheckPolling returns what is odd in a polling.yaml, and as an error what is
-// wrong in it; both name the line.
-func CheckPolling(data []byte) (notes []string, err error) {
-	sources, err := parsePolling(data)
+// CheckPolling returns all that is odd in a polling.yaml, and all for which it would
+// be refused; each names the line.
+func CheckPolling(data []byte) (odd, wrong []string) {
+	sources, wrong := parsePolling(data)
 	for _, s := range sources {
-		notes = append(notes, s.notes...)
+		odd = append(odd, s.notes...)
 	}
-	return notes, err
+	return odd, wrong
 }
 
-// parsePolling reads polling.yaml. Its errors name the line.
-func parsePolling(data []byte) ([]pollSource, error) {
-	var doc struct {
-		Sources yaml.Node `yaml:"sources"`
-	}
+// parsePolling reads polling.yaml, and says all that is wrong in it, each with its
+// line. Sources that are wrong are there as far as they can be read.
+func parsePolling(data []byte) (sources []pollSource, wrong []string) {
+	fail := func(line int, text string) { wrong = append(wrong, fmt.Sprintf("line %d: %s", max(1, line), text)) }
 	var root yaml.Node
 	if err := yaml.Unmarshal(data, &root); err != nil {
 		text := strings.TrimPrefix(err.Error(), "yaml: ")
 		if strings.Contains(text, "alphabetic or numeric character") {
 			text += ` (a pattern that begins with * or ! needs quotes: "*")`
 		}
-		return nil, errors.New(text)
+		return nil, []string{text}
 	}
 	if len(root.Content) == 0 || root.Content[0].Kind != yaml.MappingNode {
-		return nil, errors.New("line 1: the file must have the key sources, a list")
+		fail(1, "the file must have the key sources, a list")
+		return nil, wrong
 	}
-	var notes []string
-	for i := 0; i < len(root.Content[0].Content); i += 2 {
-		if key := root.Content[0].Content[i]; key.Value != "sources" {
-			notes = append(notes, fmt.Sprintf("line %d: unknown key %q; only sources is known here", key.Line, key.Value))
+	var list *yaml.Node
+	top := pollSource{}
+	for key, value := range pairs(root.Content[0]) {
+		if key.Value == "sources" {
+			list = value
+		} else {
+			top.note(key.Line, "unknown key %q; only sources is known here", key.Value)
 		}
 	}
-	if err := root.Decode(&doc); err != nil {
-		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	switch {
+	case list == nil && len(top.notes) > 0:
+		fail(1, "the file must have the key sources, a list ("+top.notes[0]+")")
+		return nil, wrong
+	case list == nil:
+		fail(1, "the file must have the key sources, a list")
+		return nil, wrong
+	case list.Kind != yaml.SequenceNode || len(list.Content) == 0:
+		fail(list.Line, "sources must be a list of at least one source")
+		return nil, wrong
 	}
-	if doc.Sources.Kind != yaml.SequenceNode || len(doc.Sources.Content) == 0 {
-		if len(notes) > 0 && doc.Sources.Line == 0 {
-			return nil, fmt.Errorf("line 1: the file must have the key sources, a list (%s)", notes[0])
-		}
-		return nil, fmt.Errorf("line %d: sources must be a list of at least one source", max(1, doc.Sources.Line))
-	}
-	var sources []pollSource
-	for _, n := range doc.Sources.Content {
-		s, err := parseSource(n)
-		if err != nil {
-			return nil, err
-		}
-		for _, other := range sources {
-			if other.name == s.name {
-				s.note("line %d: source %q exists already, in line %d; both are polled", s.line, s.name, other.line)
-				break
-			}
+	for _, n := range list.Content {
+		s := parseSource(resolved(n), fail)
+		if i := slices.IndexFunc(sources, func(o pollSource) bool { return s.name != "" && o.name == s.name }); i >= 0 {
+			s.note(s.line, "source %q exists already, in line %d; both are polled", s.name, sources[i].line)
 		}
 		sources = append(sources, s)
 	}
-	sources[0].notes = append(notes, sources[0].notes...)
-	return sources, nil
+	sources[0].notes = append(top.notes, sources[0].notes...)
+	return sources, wrong
 }
 
-func parseSource(n *yaml.Node) (pollSource, error) {
+// resolved returns the node that an alias stands for.
+func resolved(n *yaml.Node) *yaml.Node {
+	if n.Kind == yaml.AliasNode {
+		return n.Alias
+	}
+	return n
+}
+
+// pairs returns the keys of a mapping and their values. Those that are merged in with
+// << come last, and only where the mapping does not have them itself.
+func pairs(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
+	return func(yield func(_, _ *yaml.Node) bool) {
+		own, merged := map[string]bool{}, []*yaml.Node{}
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key, value := n.Content[i], resolved(n.Content[i+1])
+			switch {
+			case key.Tag == "!!merge" && value.Kind == yaml.SequenceNode:
+				merged = append(merged, value.Content...)
+				continue
+			case key.Tag == "!!merge":
+				merged = append(merged, value)
+				continue
+			}
+			own[key.Value] = true
+			if !yield(key, value) {
+				return
+			}
+		}
+		for _, m := range merged {
+			m = resolved(m)
+			for i := 0; i+1 < len(m.Content) && m.Kind == yaml.MappingNode; i += 2 {
+				if key := m.Content[i]; !own[key.Value] {
+					own[key.Value] = true
+					if !yield(key, resolved(m.Content[i+1])) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// parseSource reads a source as far as it can be read, and fails for all that is
+// wrong in it.
+func parseSource(n *yaml.Node, fail func(line int, text string)) pollSource {
 	s := pollSource{line: n.Line}
 	if n.Kind != yaml.MappingNode {
-		return s, fmt.Errorf("line %d: a source must have name, interval and meters", n.Line)
+		fail(n.Line, "a source must have name, interval and meters")
+		return s
 	}
 	seen := map[string]bool{}
-	for i := 0; i < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		if value.Kind == yaml.AliasNode {
-			value = value.Alias
-		}
+	for key, value := range pairs(n) {
 		if seen[key.Value] {
-			return s, fmt.Errorf("line %d: the source has the key %s twice", key.Line, key.Value)
+			fail(key.Line, fmt.Sprintf("the source has the key %s twice: remove one", key.Value))
+			continue
 		}
 		seen[key.Value] = true
 		var err error
 		switch key.Value {
 		case "name":
-			err = value.Decode(&s.name)
+			if s.name = value.Value; value.Kind != yaml.ScalarNode || s.name == "" || value.Tag == "!!null" {
+				err = errors.New("must be text, such as domains")
+			}
 		case "interval":
 			s.interval, err = parseInterval(value)
 		case "meters":
-			if err = decodeList(value, &s.patterns); err == nil {
+			if s.patterns, err = texts(value, "[cpu]"); err == nil {
 				s.meters, err = sample.NewMatcher(s.patterns)
 			}
+			if err == nil {
+				s.noteUnmatched(value.Line)
+			}
 		case "discovery":
-			err = decodeList(value, &s.discovery)
+			s.discovery, err = texts(value, "[local_instances]")
 			for i, text := range s.discovery {
 				name := discoveryName(text)
 				s.discovery[i] = name
 				if here, known := discoveries[name]; !known {
-					s.note("line %d: there is no discovery %q; it finds nothing", value.Line, text)
+					s.note(value.Line, "there is no discovery %q; it finds nothing", text)
 				} else if !here {
-					s.note("line %d: the discovery %q is of Ceilometer's namespace central; it finds nothing here", value.Line, text)
+					s.note(value.Line, "the discovery %q is of Ceilometer's namespace central; it finds nothing here", text)
 				}
 			}
 		case "resources":
-			err = decodeList(value, &s.resources)
+			s.resources, err = texts(value, `["snmp://10.0.0.1"]`)
 		case "group_id_coordination_expression": // each agent polls its own host
 		default:
-			s.note("line %d: unknown key %q of a source; name, interval, meters, resources and discovery are known", key.Line, key.Value)
+			s.note(key.Line, "unknown key %q of a source; name, interval, meters, resources and discovery are known", key.Value)
 		}
 		if err != nil {
-			return s, fmt.Errorf("line %d: %s: %s", value.Line, key.Value, strings.TrimPrefix(err.Error(), "yaml: "))
+			fail(value.Line, fmt.Sprintf("%s: %v", key.Value, err))
 		}
 	}
-	switch {
-	case s.name == "":
-		return s, fmt.Errorf("line %d: the source has no name", n.Line)
-	case s.interval == 0:
-		return s, fmt.Errorf("line %d: source %q has no interval", n.Line, s.name)
-	case s.meters == nil:
-		return s, fmt.Errorf("line %d: source %q has no meters", n.Line, s.name)
-	case !s.domains():
-		s.note("source %q polls its own resources, and no domains: its discovery lacks local_instances", s.name)
+	for _, missing := range []struct{ key, add string }{
+		{"name", "a text of its own, such as name: domains"},
+		{"interval", "the seconds between two polls, such as interval: 300"},
+		{"meters", `a list of names and patterns, such as meters: ["*"]`},
+	} {
+		if !seen[missing.key] {
+			fail(n.Line, fmt.Sprintf("the source %q has no %s: add %s", s.name, missing.key, missing.add))
+		}
 	}
-	return s, nil
+	if !s.domains() {
+		s.note(n.Line, "source %q polls its own resources, and no domains: its discovery lacks local_instances", s.name)
+	}
+	return s
 }
 
-func decodeList(n *yaml.Node, list *[]string) error {
-	if n.Kind != yaml.SequenceNode {
-		return errors.New("must be a list")
+// noteUnmatched notes names and patterns that match no meter.
+func (s *pollSource) noteUnmatched(line int) {
+	var unmatched []string
+	for _, p := range s.patterns {
+		one, err := sample.NewMatcher([]string{p})
+		if err == nil && !strings.HasPrefix(p, "!") && !slices.ContainsFunc(sample.Catalogue, func(m *sample.Meter) bool { return one.Match(m.Name) }) {
+			unmatched = append(unmatched, p)
+		}
 	}
-	return n.Decode(list)
+	if len(unmatched) > 0 {
+		s.note(line, "source %q asks for what this agent does not have: %s (kvmeter-agent meters --all lists what it has)", s.name, strings.Join(unmatched, ", "))
+	}
+}
+
+// texts returns a list of texts; the example is one.
+func texts(n *yaml.Node, example string) ([]string, error) {
+	var list []string
+	if n.Kind != yaml.SequenceNode || n.Decode(&list) != nil {
+		return nil, fmt.Errorf("must be a list of texts, such as %s", example)
+	}
+	return list, nil
 }
 
 // maxInterval keeps an interval in seconds within a time.Duration.
@@ -275,11 +339,6 @@ func makePlans(sources []pollSource, cfg *Config) (plans []plan, notes []string)
 			}
 			if !slices.Contains(p.meters, m) {
 				p.meters = append(p.meters, m)
-			}
-		}
-		for _, name := range s.patterns {
-			if s.meters.Named(name) && !slices.ContainsFunc(sample.Catalogue, func(m *sample.Meter) bool { return m.Name == name }) {
-				notes = append(notes, fmt.Sprintf("source %q asks for the meter %s, which this agent does not have", s.name, name))
 			}
 		}
 	}

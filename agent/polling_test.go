@@ -116,14 +116,19 @@ func TestMakePlans(t *testing.T) {
 			nil,
 		},
 		"a meter that nobody has is a note": {
-			"sources: [{name: a, interval: 10, meters: [cpu, volume.size]}]",
+			"sources: [{name: a, interval: 10, meters: [cpu, volume.size, 'disk.devices.*']}]",
 			map[string]string{"10s qemu=false": "cpu"},
-			[]string{"volume.size"},
+			[]string{`polling.yaml: line 1: source "a" asks for what this agent does not have: volume.size, disk.devices.* (`},
 		},
 		"seconds may have a fraction": {
 			"sources: [{name: a, interval: 0.25, meters: [cpu]}]",
 			map[string]string{"250ms qemu=false": "cpu"},
 			nil,
+		},
+		"what is merged in holds where the source says nothing": {
+			"x: &x {interval: 10, meters: [cpu]}\nsources: [{<<: *x, name: a}, {<<: [*x], name: b, interval: 20}]",
+			map[string]string{"10s qemu=false": "cpu", "20s qemu=false": "cpu"},
+			[]string{`line 1: unknown key "x"`},
 		},
 		"static resources are no domains": {
 			"sources: [{name: a, interval: 10, meters: [cpu, check.cpu], resources: ['snmp://10.0.0.1']}]",
@@ -162,9 +167,9 @@ func TestMakePlans(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			sources, err := parsePolling([]byte(tc.file))
-			if err != nil {
-				t.Fatal(err)
+			sources, wrong := parsePolling([]byte(tc.file))
+			if len(wrong) > 0 {
+				t.Fatal(wrong)
 			}
 			plans, notes := makePlans(sources, &Config{QEMUInterval: 300 * time.Second, HistogramInterval: time.Minute})
 			if diff := cmp.Diff(tc.want, shape(plans)); diff != "" {
@@ -193,8 +198,13 @@ func FuzzPolling(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		sources, err := parsePolling(data)
-		if err != nil {
+		sources, wrong := parsePolling(data)
+		for _, text := range wrong {
+			if !strings.Contains(text, "line ") {
+				t.Errorf("%q names no line", text)
+			}
+		}
+		if len(wrong) > 0 {
 			return
 		}
 		plans, _ := makePlans(sources, &Config{QEMUInterval: 300 * time.Second, HistogramInterval: time.Minute})

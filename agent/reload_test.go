@@ -50,7 +50,7 @@ func TestReload(t *testing.T) {
 		{"another interval, a meter more and one less", `sources: [{name: a, interval: 60, meters: [cpu, ` + check + `]}, {name: b, interval: 1800, meters: [network.incoming.bytes]}]`, []string{
 			"cpu.wait: not polled any more", "cpu: polled every 1m0s, not every 1h0m0s", check + " is sent",
 		}, ""},
-		{"a mistake changes nothing", `sources: [{name: a, interval: 60, meters: [network.*]}, {name: b, meters: [cpu]}]`, nil, `source "b" has no interval`},
+		{"a mistake changes nothing", `sources: [{name: a, interval: 60, meters: [network.*]}, {name: b, meters: [cpu]}]`, nil, `source "b" has no interval: add`},
 		{"nor does a file that is gone", "", nil, "no such file"},
 		{"two intervals for one", `sources: [{name: a, interval: 60, meters: [cpu]}, {name: b, interval: 1800, meters: [cpu]}]`, []string{
 			"cpu: polled every 1m0s and every 30m0s, not every 1m0s", "network.incoming.bytes: not polled any more", check + " is not sent any more",

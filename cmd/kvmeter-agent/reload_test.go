@@ -95,7 +95,7 @@ func TestHangup(t *testing.T) {
 	write("polling.yaml", "sources: [{name: a, interval: 1800, meters: [cpu]}]")
 	said(reloaded, "cpu: polled every 30m0s, not every 1h0m0s")
 	write("polling.yaml", "sources: [{name: a, meters: [cpu]}]")
-	said(refused, `source "a" has no interval`)
+	said(refused, `the source "a" has no interval`)
 	write("agent.yaml", base+"node: another\n")
 	write("polling.yaml", "sources: [{name: a, interval: 900, meters: [cpu]}]")
 	said(refused, "node: takes a restart of the agent")

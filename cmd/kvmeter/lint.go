@@ -88,13 +88,13 @@ func lint(file string, data []byte) ([]definition.Finding, error) {
 			_, findings, err := gnocchi.Load(file, data)
 			return findings, err
 		case has(root, "sources"):
-			notes, err := agent.CheckPolling(data)
-			if err != nil {
-				return []definition.Finding{finding(file, err, true)}, nil
-			}
+			odd, wrong := agent.CheckPolling(data)
 			var findings []definition.Finding
-			for _, note := range notes {
-				findings = append(findings, finding(file, errors.New(note), false))
+			for _, text := range wrong {
+				findings = append(findings, finding(file, errors.New(text), true))
+			}
+			for _, text := range odd {
+				findings = append(findings, finding(file, errors.New(text), false))
 			}
 			return findings, nil
 		case !has(root, "metric"):
