@@ -71,6 +71,9 @@ instead. It needs no other right: of libvirt, the read-only socket is enough.`,
 			}
 			cfg.Partitions = cfg.AMQP.Partitions
 			if flags.Check {
+				for _, n := range cfg.Notes {
+					fmt.Fprintln(cmd.ErrOrStderr(), "Note:", n)
+				}
 				return errors.Join(flags.Print(cmd.OutOrStdout(), &cfg), check(cfg))
 			}
 			if dryRun && !cmd.Flags().Changed("log-level") {
@@ -137,6 +140,7 @@ func run(ctx context.Context, cfg compute.Agent, deps agent.Deps, load func() (c
 	if err := errors.Join(daemon.Harden(), cfg.Check()); err != nil {
 		return err
 	}
+	tell(deps.Log, cfg)
 	registry := daemon.Registry()
 	publisher, done, err := openBus(cfg, deps.Log, registry)
 	if err != nil {
@@ -181,6 +185,13 @@ func run(ctx context.Context, cfg compute.Agent, deps agent.Deps, load func() (c
 	return g.Wait()
 }
 
+// tell logs what the configuration asks for in vain.
+func tell(log *zap.Logger, cfg compute.Agent) {
+	for _, n := range cfg.Notes {
+		log.Warn("ceilometer_conf", zap.String("note", n))
+	}
+}
+
 // reload has the agent take over what its configuration and polling.yaml say now,
 // whole or not at all. cfg is what holds.
 func reload(ctx context.Context, log *zap.Logger, a *agent.Agent, cfg *compute.Agent, load func() (compute.Agent, error)) error {
@@ -203,6 +214,7 @@ func reload(ctx context.Context, log *zap.Logger, a *agent.Agent, cfg *compute.A
 		return err
 	}
 	*cfg = again
+	tell(log, again)
 	log.Info("configuration reloaded", zap.Strings("settings", changed), zap.Strings("polling", changes))
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/kvmeter/kvmeter/cmd/internal/config"
 	"github.com/kvmeter/kvmeter/cmd/internal/oslo"
@@ -50,9 +51,15 @@ func (a *Agent) Inherit(set config.Origins) ([]config.Inherited, error) {
 	} else if ok {
 		take("stopped_domains", on, v)
 	}
+	if err := a.inheritNamespaces(conf, take); err != nil {
+		return nil, err
+	}
 	transport, ok, err := conf.Transport()
 	if err != nil {
 		return nil, err
+	}
+	if v, old := conf.Text("oslo_messaging_rabbit.rabbit_hosts", "oslo_messaging_rabbit.rabbit_host", "DEFAULT.rabbit_hosts", "DEFAULT.rabbit_host"); old && !ok {
+		a.note("%s has no effect: write transport_url = rabbit://USER:PASSWORD@%s/", v.String(), v.Text)
 	}
 	if ok {
 		take("amqp.url", transport.URLs[0], transport.From)
@@ -76,12 +83,44 @@ func (a *Agent) Inherit(set config.Origins) ([]config.Inherited, error) {
 	} else if sockets != nil {
 		take("libvirt", sockets, from)
 	}
-	if path, from, err := pollingFile(conf, a.CeilometerConf[len(a.CeilometerConf)-1]); err != nil {
+	switch path, from, err := pollingFile(conf, a.CeilometerConf[len(a.CeilometerConf)-1]); {
+	case err != nil:
 		return nil, err
-	} else if path != "" {
+	case path != "":
 		all = append(all, config.Inherited{Key: "polling", Value: path, From: from})
+	case set["polling"] == "" && set["interval"] == "":
+		a.note("there is no polling.yaml beside %s, so every meter is polled every %s; Ceilometer polls twelve of them every 300s then: set polling or interval", a.CeilometerConf[len(a.CeilometerConf)-1], a.Interval)
 	}
+	a.Notes = append(a.Notes, notes(conf)...)
 	return all, nil
+}
+
+// note notes what the agent does otherwise than the files ask.
+func (a *Agent) note(format string, args ...any) {
+	a.Notes = append(a.Notes, fmt.Sprintf(format, args...))
+}
+
+// inheritNamespaces takes what is polled at all.
+func (a *Agent) inheritNamespaces(conf *oslo.Config, take func(string, any, oslo.Value)) error {
+	if v, ok := conf.Text("DEFAULT.hypervisor_inspector"); ok && v.Text != "libvirt" {
+		return fmt.Errorf("%s: %q is not supported: libvirt is", v.String(), v.Text)
+	}
+	namespaces, v, ok := conf.List("DEFAULT.polling_namespaces")
+	if !ok {
+		return nil
+	}
+	for _, name := range namespaces {
+		if name != "compute" && name != "ipmi" {
+			a.note("%s: this agent does not poll the namespace %s; leave it to a ceilometer-polling beside it", v.String(), name)
+		}
+	}
+	if !slices.Contains(namespaces, "ipmi") {
+		take("ipmi.device", "", v)
+	}
+	if !slices.Contains(namespaces, "compute") {
+		a.note("%s: domains are metered although compute is not listed; leave their meters out of polling.yaml", v.String())
+	}
+	return nil
 }
 
 // inheritWire takes what is about the bus: each setting that ceilometer.conf has
@@ -96,7 +135,15 @@ func (a *Agent) inheritWire(conf *oslo.Config, set config.Origins, take func(str
 	n, v, ok, err := conf.Int("polling.batch_size")
 	if err != nil {
 		return err
-	} else if ok {
+	}
+	if !ok { // before Newton: all samples of a poll together, or none
+		var together bool
+		if together, v, ok, err = conf.Bool("DEFAULT.batch_polled_samples"); err != nil {
+			return err
+		}
+		ok = ok && !together
+	}
+	if ok {
 		take("ceilometer.batch_size", n, v)
 	}
 	quorum, quorumAt, _, err := conf.Bool("oslo_messaging_rabbit.rabbit_quorum_queue")

@@ -29,6 +29,8 @@ type Agent struct {
 	// folders of them: what it says of a compute host holds where this file says
 	// nothing; docs/ceilometer.md lists it.
 	CeilometerConf oslo.Paths `yaml:"ceilometer_conf"`
+	// Notes say what is done otherwise than CeilometerConf asks.
+	Notes []string `yaml:"-"`
 	// Exporter serves the newest samples to Prometheus.
 	Exporter Exporter `yaml:"exporter"`
 	// Metrics is the address of the Prometheus page, 127.0.0.1:9187 for
