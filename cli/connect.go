@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -88,6 +89,29 @@ var aliases = map[string]string{
 	"os-interface": "os-endpoint-type", "insecure": "os-insecure",
 }
 
+// seconds is a time that may be given as a number of seconds, as in the
+// original client.
+type seconds time.Duration
+
+// String implements [pflag.Value].
+func (s *seconds) String() string { return time.Duration(*s).String() }
+
+// Type implements [pflag.Value].
+func (s *seconds) Type() string { return "duration" }
+
+// Set implements [pflag.Value].
+func (s *seconds) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if n, e := strconv.ParseUint(text, 10, 31); e == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	if err != nil || d < 0 {
+		return errors.New("it is a number of seconds, or a time such as 5m")
+	}
+	*s = seconds(d)
+	return nil
+}
+
 // flags defines the flags. Those that are not shown, and all where hide says so,
 // are left out of the help.
 func (c *connection) flags(f *pflag.FlagSet, hide bool) {
@@ -98,7 +122,7 @@ func (c *connection) flags(f *pflag.FlagSet, hide bool) {
 	}
 	f.Lookup("endpoint").DefValue = cmp.Or(c.endpoint, DefaultEndpoint)
 	f.BoolVar(&c.insecure, "os-insecure", c.insecure, "believe servers whose certificate nobody vouches for")
-	f.DurationVar(&c.timeout, "timeout", c.timeout, "how long an answer may take")
+	f.Var((*seconds)(&c.timeout), "timeout", "how long an answer may take: seconds, or `TIME` such as 5m")
 	f.BoolVarP(&c.debug, "debug", "d", c.debug, "print requests and answers, without secrets, to the standard error")
 	for _, name := range []string{"os-insecure", "timeout", "debug"} {
 		if name == "os-insecure" || hide {

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -14,7 +16,7 @@ import (
 func eventList(conn *connection) *cobra.Command {
 	var q string
 	var l limit
-	var noTraits bool
+	var noTraits, all bool
 	cmd := listCommand(conn, cobra.Command{
 		Use:   "event-list",
 		Short: "List events, oldest first",
@@ -27,16 +29,17 @@ traits. A VALUE for a trait may name its type: string::, integer::, float:: or
 datetime::.`,
 		Example: `  kvmeter event-list -l 10
   kvmeter event-list -q 'event_type=compute.instance.create.end;start_timestamp>=2026-01-01' --no-traits
-  kvmeter event-list -q 'vcpus>=integer::4' -f json`,
+  kvmeter event-list -q 'vcpus>=integer::4' -f json
+  kvmeter event-list --all-projects`,
 		Args: noArgs,
 	}, func(ctx context.Context, c *client.Client, _ []string) (*table, error) {
 		terms, err := parseQuery(q)
 		if err != nil {
 			return nil, err
 		}
-		events, err := c.Events(ctx, terms, int(l))
+		events, err := c.Events(ctx, terms, int(l), all)
 		if err != nil {
-			return nil, err
+			return nil, ownEvents(err, all)
 		}
 		columns := []string{"Message ID", "Event Type", "Generated", "Traits"}
 		if noTraits {
@@ -52,19 +55,35 @@ datetime::.`,
 	queryFlag(cmd, &q)
 	limitFlag(cmd, &l)
 	cmd.Flags().BoolVar(&noTraits, "no-traits", false, "without the events' traits")
+	allProjectsFlag(cmd, &all)
 	return cmd
 }
 
+// allProjectsFlag is the flag of commands about events, of which also who sees
+// every project is shown only some.
+func allProjectsFlag(cmd *cobra.Command, all *bool) {
+	cmd.Flags().BoolVar(all, "all-projects", false, "for admins: of every project, not only yours")
+}
+
+// ownEvents says what can be done where the API lists nobody's events.
+func ownEvents(err error, all bool) error {
+	if denied := (*client.Error)(nil); !all && errors.As(err, &denied) && denied.Status == http.StatusForbidden {
+		return fmt.Errorf("%w: events are those of a user in a project; who sees every project asks with --all-projects", err)
+	}
+	return err
+}
+
 func eventShow(conn *connection) *cobra.Command {
-	return apiCommand(conn, cobra.Command{
+	var all bool
+	cmd := apiCommand(conn, cobra.Command{
 		Use:     "event-show ID",
 		Short:   "Show one event",
 		Example: "  kvmeter event-show 4f6b4ea1-6a5c-4b52-9ba7-b8a5c0f8f7f1\n  kvmeter event-show 4f6b4ea1-6a5c-4b52-9ba7-b8a5c0f8f7f1 -f json",
 		Args:    oneID("event"),
 	}, func(ctx context.Context, c *client.Client, args []string) (*table, error) {
-		e, err := c.Event(ctx, args[0])
+		e, err := c.Event(ctx, args[0], all)
 		if err != nil {
-			return nil, err
+			return nil, ownEvents(err, all)
 		}
 		raw := cell{text: string(e.Raw), json: e.Raw}
 		if len(e.Raw) == 0 {
@@ -77,6 +96,8 @@ func eventShow(conn *connection) *cobra.Command {
 			{"traits", traitsCell(e.Traits)},
 		}), nil
 	})
+	allProjectsFlag(cmd, &all)
+	return cmd
 }
 
 // traitsCell is a table in a cell.

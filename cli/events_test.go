@@ -51,6 +51,7 @@ func TestEventCommandsPrintTheirTables(t *testing.T) {
 		"event-list":             "event-list",
 		"event-list-no-traits":   "event-list --no-traits",
 		"event-list-json":        "event-list -f json",
+		"event-list-all":         "event-list --all-projects --no-traits",
 		"event-list-csv":         "event-list -f csv",
 		"event-show":             "event-show e-1",
 		"event-type-list":        "event-type-list",
@@ -83,11 +84,14 @@ func TestWhatCommandsSend(t *testing.T) {
 			append(create, "--project-id", "p1", "--user-id", "u1", "--resource-metadata", `{"sort": "Boskoop"}`, "--timestamp", "2026-01-01T10:00:00", "--direct=True"),
 			`POST /v2/meters/apples?direct=true [{"counter_name":"apples","counter_type":"gauge","counter_unit":"piece","counter_volume":3,"resource_id":"tree-1","project_id":"p1","user_id":"u1","timestamp":"2026-01-01T10:00:00","resource_metadata":{"sort":"Boskoop"}}]`,
 		},
-		"sample-create-list": {[]string{"sample-create-list", `[{"counter_name": "apples", "counter_volume": 1e400}]`, "--direct"}, `POST /v2/meters/apples?direct=true [{"counter_name":"apples","counter_volume":1e400}]`},
-		"query-samples":      {[]string{"query-samples", "--filter", `{"=": {"meter": "a"}}`, "-o", "volume:desc, timestamp", "-l", "3"}, `POST /v2/query/samples {"filter":"{\"=\": {\"meter\": \"a\"}}","limit":3,"orderby":"[{\"volume\":\"desc\"},{\"timestamp\":\"asc\"}]"}`},
-		"the original's -f":  {[]string{"query-samples", "-f", `{"=": {"meter": "a"}}`}, `POST /v2/query/samples {"filter":"{\"=\": {\"meter\": \"a\"}}"}`},
-		"the original's -o":  {[]string{"query-samples", "-o", `[{"volume": "ASC"}]`}, `POST /v2/query/samples {"orderby":"[{\"volume\": \"ASC\"}]"}`},
-		"a query of events":  {[]string{"event-list", "-q", "event_type=a;vcpus>=integer::4", "-l", "7"}, `GET /v2/events?limit=7&q.field=event_type&q.field=vcpus&q.op=eq&q.op=ge&q.type=&q.type=integer&q.value=a&q.value=4`},
+		"sample-create-list":      {[]string{"sample-create-list", `[{"counter_name": "apples", "counter_volume": 1e400}]`, "--direct"}, `POST /v2/meters/apples?direct=true [{"counter_name":"apples","counter_volume":1e400}]`},
+		"the original's --direct": {[]string{"sample-create-list", "--direct", "True", `[{"counter_name": "apples"}]`}, `POST /v2/meters/apples?direct=true [{"counter_name":"apples"}]`},
+		"it may be False":         {append(create, "--direct", "False"), `POST /v2/meters/apples [{"counter_name":"apples","counter_type":"gauge","counter_unit":"piece","counter_volume":3,"resource_id":"tree-1"}]`},
+		"seconds":                 {append(create, "--timeout", "600"), `POST /v2/meters/apples [{"counter_name":"apples","counter_type":"gauge","counter_unit":"piece","counter_volume":3,"resource_id":"tree-1"}]`},
+		"query-samples":           {[]string{"query-samples", "--filter", `{"=": {"meter": "a"}}`, "-o", "volume:desc, timestamp", "-l", "3"}, `POST /v2/query/samples {"filter":"{\"=\": {\"meter\": \"a\"}}","limit":3,"orderby":"[{\"volume\":\"desc\"},{\"timestamp\":\"asc\"}]"}`},
+		"the original's -f":       {[]string{"query-samples", "-f", `{"=": {"meter": "a"}}`}, `POST /v2/query/samples {"filter":"{\"=\": {\"meter\": \"a\"}}"}`},
+		"the original's -o":       {[]string{"query-samples", "-o", `[{"volume": "ASC"}]`}, `POST /v2/query/samples {"orderby":"[{\"volume\": \"ASC\"}]"}`},
+		"a query of events":       {[]string{"event-list", "-q", "event_type=a;vcpus>=integer::4", "-l", "7"}, `GET /v2/events?limit=7&q.field=event_type&q.field=vcpus&q.op=eq&q.op=ge&q.type=&q.type=integer&q.value=a&q.value=4`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			url, asked := canned(t, answers)
@@ -107,22 +111,38 @@ func TestWhatCommandsSend(t *testing.T) {
 
 func TestMistakesAreNotSent(t *testing.T) {
 	for want, line := range map[string][]string{
-		"a sample wants --meter-unit; see `kvmeter sample-create --help`":                           {"sample-create", "-r", "r", "-m", "m", "--meter-type", "gauge", "--sample-volume", "3"},
-		`--sample-volume "three" is no number`:                                                      {"sample-create", "-r", "r", "-m", "m", "--meter-type", "gauge", "--meter-unit", "u", "--sample-volume", "three"},
-		`samples are a JSON array of objects: invalid character 'a' looking for beginning of value`: {"sample-create-list", "a"},
-		`there is no sample in the array`:                                                           {"sample-create-list", "[]"},
-		`the first sample has no counter_name`:                                                      {"sample-create-list", "[{}]"},
-		`--filter is no JSON: {a`:                                                                   {"query-samples", "-f", "{a"},
-		`--orderby "volume:up": an order is FIELD:asc or FIELD:desc, several separated by commas`:   {"query-samples", "-o", "volume:up"},
-		"it wants the type of events: -e TYPE; `kvmeter event-type-list` lists them":                {"trait-list", "-t", "x"},
-		"it wants the name of a trait: -t NAME; `kvmeter trait-description-list` lists them":        {"trait-list", "-e", "x"},
-		`--watch=1ms: at least 100ms`:                                                               {"meter-list", "--watch=1ms"},
+		"a sample wants --meter-unit; see `kvmeter sample-create --help`":                                    {"sample-create", "-r", "r", "-m", "m", "--meter-type", "gauge", "--sample-volume", "3"},
+		`--sample-volume "three" is no number`:                                                               {"sample-create", "-r", "r", "-m", "m", "--meter-type", "gauge", "--meter-unit", "u", "--sample-volume", "three"},
+		`samples are a JSON array of objects: invalid character 'a' looking for beginning of value`:          {"sample-create-list", "a"},
+		`there is no sample in the array`:                                                                    {"sample-create-list", "[]"},
+		`the first sample has no counter_name`:                                                               {"sample-create-list", "[{}]"},
+		`--filter is no JSON: {a`:                                                                            {"query-samples", "-f", "{a"},
+		`--orderby "volume:up": an order is FIELD:asc or FIELD:desc, several separated by commas`:            {"query-samples", "-o", "volume:up"},
+		"it wants the type of events: -e TYPE; `kvmeter event-type-list` lists them":                         {"trait-list", "-t", "x"},
+		"it wants the name of a trait: -t NAME; `kvmeter trait-description-list` lists them":                 {"trait-list", "-e", "x"},
+		`invalid argument "5 minutes" for "--timeout" flag: it is a number of seconds, or a time such as 5m`: {"meter-list", "--timeout", "5 minutes"},
+		`sample-create takes no argument "True"; see ` + "`kvmeter sample-create --help`":                    {"sample-create", "True"},
+		"sample-create-list wants one JSON array of samples, got 2 arguments":                                {"sample-create-list", "[]", "[]"},
+		"--watch=1ms: at least 100ms":                                                                        {"meter-list", "--watch=1ms"},
 	} {
 		url, asked := canned(t, nil)
 		_, err := run(t, url, line...)
 		if err == nil || err.Error() != want || len(asked()) > 0 {
 			t.Errorf("%q: got %v and requests %q\nwant %s", line, err, asked(), want)
 		}
+	}
+}
+
+func TestEventsOfNobodySayHowToSeeAll(t *testing.T) {
+	url := serve(t)
+	for _, line := range []string{"event-list", "event-show e-1"} {
+		_, err := run(t, url, strings.Fields(line)...)
+		if want := "RBAC Authorization Failed (HTTP 403): events are those of a user in a project; who sees every project asks with --all-projects"; err == nil || err.Error() != want {
+			t.Errorf("%s: got %v\nwant %s", line, err, want)
+		}
+	}
+	if _, err := run(t, url, "event-list", "--all-projects"); err != nil {
+		t.Error(err)
 	}
 }
 

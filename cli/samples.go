@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,7 +15,17 @@ import (
 )
 
 func directFlag(cmd *cobra.Command, direct *bool) {
-	cmd.Flags().BoolVar(direct, "direct", false, "store at once, past the pipelines; --direct=True too")
+	cmd.Flags().BoolVar(direct, "direct", false, "store at once, past the pipelines")
+}
+
+// takeDirect takes from the arguments the value of --direct, which in the original
+// client is a word of its own.
+func takeDirect(cmd *cobra.Command, args []string) []string {
+	direct := cmd.Flags().Lookup("direct")
+	return slices.DeleteFunc(slices.Clone(args), func(word string) bool {
+		_, err := strconv.ParseBool(word)
+		return err == nil && direct.Changed && direct.Value.Set(word) == nil
+	})
 }
 
 func sampleCreate(conn *connection) *cobra.Command {
@@ -26,7 +38,7 @@ func sampleCreate(conn *connection) *cobra.Command {
 		Example: `  kvmeter sample-create -r tree-1 -m apples --meter-type gauge --meter-unit piece --sample-volume 3
   kvmeter sample-create -r vm-1 -m power --meter-type gauge --meter-unit W --sample-volume 71.5 \
     --resource-metadata '{"rack": "b7"}' --timestamp 2026-01-01T10:00:00 --direct`,
-		Args: noArgs,
+		Args: func(cmd *cobra.Command, args []string) error { return noArgs(cmd, takeDirect(cmd, args)) },
 	}, func(ctx context.Context, c *client.Client, _ []string) (*table, error) {
 		for _, f := range []struct{ name, value string }{
 			{"-r", s.Resource}, {"-m", s.Meter}, {"--meter-type", s.Type}, {"--meter-unit", s.Unit}, {"--sample-volume", volume},
@@ -89,6 +101,7 @@ func isNumber(text string) bool {
 }
 
 func sampleCreateList(conn *connection) *cobra.Command {
+	var list string
 	var direct bool
 	cmd := apiCommand(conn, cobra.Command{
 		Use:   "sample-create-list JSON",
@@ -99,10 +112,16 @@ timestamp and resource_metadata.`,
 		Example: `  kvmeter sample-create-list '[{"counter_name": "apples", "counter_type": "gauge", "counter_unit": "piece",
     "counter_volume": 3, "resource_id": "tree-1"}]'
   kvmeter sample-create-list "$(cat samples.json)" --direct`,
-		Args: oneID("array of samples"),
-	}, func(ctx context.Context, c *client.Client, args []string) (*table, error) {
+		Args: func(cmd *cobra.Command, args []string) error {
+			if args = takeDirect(cmd, args); len(args) != 1 {
+				return fmt.Errorf("sample-create-list wants one JSON array of samples, got %d arguments", len(args))
+			}
+			list = args[0]
+			return nil
+		},
+	}, func(ctx context.Context, c *client.Client, _ []string) (*table, error) {
 		var samples []map[string]json.RawMessage
-		if err := json.Unmarshal([]byte(args[0]), &samples); err != nil {
+		if err := json.Unmarshal([]byte(list), &samples); err != nil {
 			return nil, fmt.Errorf("samples are a JSON array of objects: %w", err)
 		}
 		if len(samples) == 0 {

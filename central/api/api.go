@@ -44,6 +44,9 @@ type Options struct {
 	// AllowedOrigins are the origins whose pages may use the API in a browser;
 	// "*": all.
 	AllowedOrigins []string
+	// Prefix is a path such as /telemetry below which the API is too, for
+	// proxies that pass it on; empty: only at /.
+	Prefix string
 	// SampleSource is the source of samples sent to the API that name none;
 	// empty: openstack.
 	SampleSource string
@@ -76,6 +79,7 @@ func New(s store.Store, o Options) http.Handler {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
+	o.Prefix = strings.TrimSuffix(o.Prefix, "/")
 	return &server{store: s, opts: o, rates: newRates(o.Rate)}
 }
 
@@ -126,7 +130,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) serve(r *http.Request, who *caller, out *output) error {
-	target, names, err := route(r.URL.EscapedPath())
+	_, path := s.mounted(r)
+	target, names, err := route(path)
 	if err != nil {
 		return err
 	}
@@ -291,9 +296,19 @@ func acceptsJSON(accept []string) bool {
 	return none
 }
 
+// mounted splits the escaped path of a request into the API's prefix, if it has
+// it, and what follows.
+func (s *server) mounted(r *http.Request) (prefix, path string) {
+	path = r.URL.EscapedPath()
+	if below, ok := strings.CutPrefix(path, s.opts.Prefix); ok && (below == "" || below[0] == '/') {
+		return s.opts.Prefix, below
+	}
+	return "", path
+}
+
 // root returns the address that the client reached the API by, without a
 // slash at its end.
-func root(r *http.Request) string {
+func (s *server) root(r *http.Request) string {
 	first := func(name string) string {
 		v, _, _ := strings.Cut(r.Header.Get(name), ",")
 		return strings.TrimSpace(v)
@@ -312,7 +327,8 @@ func root(r *http.Request) string {
 	if prefix != "" {
 		prefix = "/" + prefix
 	}
-	return proto + "://" + host + prefix
+	mount, _ := s.mounted(r)
+	return proto + "://" + host + prefix + mount
 }
 
 // fault is an error that the client is told of.

@@ -239,6 +239,34 @@ func TestVersionNamesTheAddressThatWasAsked(t *testing.T) {
 	}
 }
 
+// TestBelowAPrefix holds that everything is below the prefix as well, and that
+// links lead there.
+func TestBelowAPrefix(t *testing.T) {
+	h := api.New(storeOf(t, gauge("a", "vm-1", 0, 1)), api.Options{Prefix: "/telemetry/"})
+	link := regexp.MustCompile(`"href": "(http://api.example[^"]*)"`)
+	for path, want := range map[string]string{
+		"/telemetry":                          "http://api.example/telemetry/v2",
+		"/telemetry/":                         "http://api.example/telemetry/v2",
+		"/":                                   "http://api.example/v2",
+		"/telemetry/v2/resources":             "http://api.example/telemetry/v2/resources/vm-1",
+		"/telemetry/v2/resources/vm-1?":       "http://api.example/telemetry/v2/resources/vm-1",
+		"/v2/resources":                       "http://api.example/v2/resources/vm-1",
+		"/telemetry/v2":                       "",
+		"/telemetry/telemetry/v2/resources":   "",
+		"/telemetryv2/resources":              "",
+		"/telemetry/v2/meters/load/telemetry": "",
+	} {
+		status, body := get(h, path)
+		got := ""
+		if m := link.FindStringSubmatch(body); m != nil {
+			got = m[1]
+		}
+		if got != want || (status == http.StatusOK) != (want != "") {
+			t.Errorf("%s: got %d %s, want the link %s", path, status, body, want)
+		}
+	}
+}
+
 // ids returns the ids of a list of samples.
 func ids(t *testing.T, body string) []string {
 	t.Helper()

@@ -19,27 +19,17 @@ const anyone = "*"
 
 // events lists events, the oldest first.
 func (s *server) events(r *request, out *output) error {
-	scope, err := r.caller.eventScope()
+	p, err := readParams(r.Request, "q", "limit", "marker", "all_projects")
 	if err != nil {
 		return err
 	}
-	p, err := readParams(r.Request, "q", "limit", "marker", "all_projects")
+	scope, err := r.caller.eventScope(p)
 	if err != nil {
 		return err
 	}
 	limit, err := s.limit(p)
 	if err != nil {
 		return err
-	}
-	all, err := p.flag("all_projects")
-	if err != nil {
-		return err
-	}
-	if all {
-		if !r.caller.all {
-			return errForbidden
-		}
-		scope = nil
 	}
 	q, err := parseEventQuery(p.objects["q"])
 	if err != nil {
@@ -78,11 +68,12 @@ func (s *server) eachEvent(ctx context.Context, q *store.EventQuery, each func(*
 }
 
 func (s *server) event(r *request, out *output) error {
-	scope, err := r.caller.eventScope()
+	p, err := readParams(r.Request, "all_projects")
 	if err != nil {
 		return err
 	}
-	if _, err := readParams(r.Request); err != nil {
+	scope, err := r.caller.eventScope(p)
+	if err != nil {
 		return err
 	}
 	found := false
@@ -98,10 +89,16 @@ func (s *server) event(r *request, out *output) error {
 }
 
 // eventScope returns the conditions on the events that a caller sees: of those
-// who see every project, the events of their own and those of none; of all
-// others, their own in their project.
-func (c *caller) eventScope() ([]store.TraitCond, error) {
-	if c.User == "" || c.Project == "" {
+// who see every project, the events of their own and those of none, or all if
+// they ask for all_projects; of all others, their own in their project.
+func (c *caller) eventScope(p *params) ([]store.TraitCond, error) {
+	all, err := p.flag("all_projects")
+	switch {
+	case err != nil:
+		return nil, err
+	case all && c.all:
+		return nil, nil
+	case all || c.User == "" || c.Project == "":
 		return nil, errForbidden
 	}
 	project := textEqual("project_id", c.Project)

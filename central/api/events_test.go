@@ -139,8 +139,13 @@ func TestEventsPrint(t *testing.T) {
 			t.Errorf("%s: got %d %s\nwant %s", path, w.Code, got, want)
 		}
 	}
-	if got := ids(t, ask(h, http.MethodGet, "/v2/events?all_projects=true", eventAdmin, "").Body.String()); len(got) != 6 {
-		t.Errorf("all projects: got %q, want all six", got)
+	for name, headers := range map[string]map[string]string{"an admin": eventAdmin, "an admin of no project": {"X-Roles": "admin"}, "nobody": nil} {
+		if got := ids(t, ask(h, http.MethodGet, "/v2/events?all_projects=true", headers, "").Body.String()); len(got) != 6 {
+			t.Errorf("all projects for %s: got %q, want all six", name, got)
+		}
+		if w := ask(h, http.MethodGet, "/v2/events/100?all_projects=true", headers, ""); w.Body.String() != bar {
+			t.Errorf("one of all projects for %s: got %d %s", name, w.Code, w.Body)
+		}
 	}
 	if got := ids(t, ask(api.New(eventStore(t), api.Options{DefaultLimit: 2}), http.MethodGet, "/v2/events", eventAdmin, "").Body.String()); len(got) != 2 {
 		t.Errorf("the default limit: got %q, want two", got)
@@ -167,6 +172,7 @@ func TestEventsThatAreRefused(t *testing.T) {
 		"an unknown argument of one event": {eventAdmin, "/v2/events/100?limit=1", 400, `Unknown argument: "limit"`},
 		"a negative limit":                 {eventAdmin, "/v2/events?limit=-2", 400, "Limit must be positive"},
 		"all projects are for admins":      {eventMember, "/v2/events?all_projects=1", 403, "RBAC Authorization Failed"},
+		"one of all is for admins too":     {eventMember, "/v2/events/100?all_projects=1", 403, "RBAC Authorization Failed"},
 		"an unknown operator":              {eventAdmin, "/v2/events?q.field=trait_A&q.op=whats-up&q.value=x", 400, "Operator whats-up is not supported. The supported operators are: ('lt', 'le', 'eq', 'ne', 'ge', 'gt')"},
 		"another operator for a type":      {eventAdmin, "/v2/events?q.field=event_type&q.op=ne&q.value=x", 400, "Operator ne is not supported. Only `eq' operator is available for field event_type"},
 		"another operator for an id":       {eventAdmin, "/v2/events?q.field=message_id&q.op=lt&q.value=x", 400, "Operator lt is not supported. Only `eq' operator is available for field message_id"},

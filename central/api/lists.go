@@ -10,12 +10,15 @@ import (
 	"github.com/kvmeter/kvmeter/sample"
 )
 
+// version is the original's document, word for word: that XML is refused is said
+// where it is asked for.
 func (s *server) version(r *request, out *output) error {
 	out.kind = "application/json" // the one answer to which the original adds no charset
 	out.buf = append(out.buf, `{"versions": {"values": [{"id": "v2", "status": "stable", "updated": "2013-02-13T00:00:00Z", "links": [{"href": `...)
-	out.buf = appendString(out.buf, root(r.Request)+"/v2")
+	out.buf = appendString(out.buf, s.root(r.Request)+"/v2")
 	out.buf = append(out.buf, `, "rel": "self"}, {"href": "http://docs.openstack.org/", "rel": "describedby", "type": "text/html"}], `...)
-	out.buf = append(out.buf, `"media-types": [{"base": "application/json", "type": "application/vnd.openstack.telemetry-v2+json"}]}]}}`...)
+	out.buf = append(out.buf, `"media-types": [{"base": "application/json", "type": "application/vnd.openstack.telemetry-v2+json"}, `...)
+	out.buf = append(out.buf, `{"base": "application/xml", "type": "application/vnd.openstack.telemetry-v2+xml"}]}]}}`...)
 	return nil
 }
 
@@ -257,7 +260,7 @@ func (s *server) resources(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
-	base := root(r.Request)
+	base := s.root(r.Request)
 	list := listOf(out, limit)
 	for i := range resources {
 		if resources[i].ID <= marker && marker != "" {
@@ -298,7 +301,7 @@ func (s *server) resource(r *request, out *output) error {
 		return notFound("Resource", r.names[0])
 	}
 	r.caller.veil(&resources[0])
-	out.buf = appendResource(out.buf, &resources[0], m, root(r.Request), true)
+	out.buf = appendResource(out.buf, &resources[0], m, s.root(r.Request), true)
 	return nil
 }
 

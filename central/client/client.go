@@ -314,14 +314,15 @@ type Event struct {
 	Raw       json.RawMessage `json:"raw"`
 }
 
-// Events lists events, oldest first.
-func (c *Client) Events(ctx context.Context, query []Term, limit int) ([]Event, error) {
-	return get[[]Event](ctx, c, "/v2/events", arguments(query, limit))
+// Events lists events, oldest first: those of the caller's project or, if the
+// caller may see them, of all projects, which only kvmeter can.
+func (c *Client) Events(ctx context.Context, query []Term, limit int, allProjects bool) ([]Event, error) {
+	return get[[]Event](ctx, c, "/v2/events", eventArguments(query, limit, allProjects))
 }
 
-// Event returns the event with the given id.
-func (c *Client) Event(ctx context.Context, id string) (Event, error) {
-	return get[Event](ctx, c, "/v2/events/"+escapeID(id), nil)
+// Event returns the event with the given id, of the caller's project or of any.
+func (c *Client) Event(ctx context.Context, id string, allProjects bool) (Event, error) {
+	return get[Event](ctx, c, "/v2/events/"+escapeID(id), eventArguments(nil, 0, allProjects))
 }
 
 // EventTypes lists the types of all events.
@@ -397,6 +398,14 @@ func sampleArguments(query []Term, limit int, extra bool) url.Values {
 	args := arguments(query, limit)
 	if extra {
 		args.Set("extra", "true")
+	}
+	return args
+}
+
+func eventArguments(query []Term, limit int, allProjects bool) url.Values {
+	args := arguments(query, limit)
+	if allProjects {
+		args.Set("all_projects", "true")
 	}
 	return args
 }

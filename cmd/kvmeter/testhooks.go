@@ -54,7 +54,8 @@ const originalPolicy = `{"context_is_admin": "role:admin", "segregation": "rule:
 // hooks are what the tests' listener answers with, and the API that they
 // change. Each request of either has the other's finished before it.
 type hooks struct {
-	dir string // of the stores
+	dir    string // of the stores
+	prefix string // of the API's paths
 
 	mu        sync.RWMutex
 	stores    int
@@ -68,7 +69,7 @@ type hooks struct {
 }
 
 func runHooks(ctx context.Context, cfg control.Central, addr string, out io.Writer) (err error) {
-	h := &hooks{}
+	h := &hooks{prefix: cfg.API.Prefix}
 	if h.dir, err = os.MkdirTemp("", "kvmeter-test-hooks"); err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func (h *hooks) reset() error {
 	if err != nil {
 		return err
 	}
-	h.options = api.Options{Policy: policy, Publish: h.publish}
+	h.options = api.Options{Policy: policy, Publish: h.publish, Prefix: h.prefix}
 	h.take()
 	h.handler = api.New(h.store, h.options)
 	return nil

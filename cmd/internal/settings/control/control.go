@@ -132,12 +132,16 @@ type API struct {
 	// AllowedOrigins is the list of origins whose pages may use the API in a
 	// browser (CORS), such as https://horizon.example; "*": all.
 	AllowedOrigins []string `yaml:"allowed_origins"`
+	// Prefix is a path below which the API answers as well as at /, for a proxy
+	// that passes it on, such as http://cloud.example/telemetry/v2/meters; links in
+	// answers have it then. Empty: none.
+	Prefix string `yaml:"prefix"`
 	// SampleSource is the source of samples sent to the API that name none
 	// (Ceilometer's sample_source).
 	SampleSource string `yaml:"sample_source"`
 }
 
-var defaultAPI = API{Listen: "127.0.0.1:8777", Auth: auth.DefaultConfig(), RateLimit: 200, DefaultLimit: 100, SampleSource: "openstack"}
+var defaultAPI = API{Listen: "127.0.0.1:8777", Auth: auth.DefaultConfig(), RateLimit: 200, DefaultLimit: 100, Prefix: "/telemetry", SampleSource: "openstack"}
 
 // Up is up.yaml.
 type Up struct {
