@@ -80,13 +80,14 @@ func New(s store.Store, o Options) http.Handler {
 		o.Clock = time.Now
 	}
 	o.Prefix = strings.TrimSuffix(o.Prefix, "/")
-	return &server{store: s, opts: o, rates: newRates(o.Rate)}
+	return &server{store: s, opts: o, rates: newRates(o.Rate), bodyWithin: time.Minute}
 }
 
 type server struct {
-	store store.Store
-	opts  Options
-	rates *rates
+	store      store.Store
+	opts       Options
+	rates      *rates
+	bodyWithin time.Duration // how long a request's body may take to come
 }
 
 // request is a request on its way to an endpoint.
@@ -104,6 +105,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.crossOrigin(w.Header(), r) {
 		return
 	}
+	if r.ContentLength != 0 {
+		timeBody(w, r, s.bodyWithin)
+	}
 	who := &caller{}
 	if s.opts.Audit != nil {
 		noted, begin := &recorder{ResponseWriter: w}, time.Now()
@@ -117,7 +121,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case err == nil:
-	case r.Context().Err() != nil:
+	case r.Context().Err() != nil && !errors.As(err, new(*fault)):
 		s.opts.Log.Debug("client went away", zap.String("path", r.URL.Path), zap.Error(err))
 	case out.started:
 		// The status is sent; a broken connection tells the client that the

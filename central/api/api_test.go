@@ -515,8 +515,11 @@ func TestLimits(t *testing.T) {
 func TestProjectsSeeTheirOwn(t *testing.T) {
 	mine, theirs, moved := gauge("mine", "vm-1", 0, 1), gauge("theirs", "vm-2", 0, 9), gauge("moved", "vm-1", second, 5)
 	theirs.Project, moved.Project = "p2", "p2"
-	moved.Metadata = []byte(`{"secret":"of p2"}`)
-	h := api.New(storeOf(t, mine, theirs, moved), api.Options{})
+	moved.Metadata, moved.Source = []byte(`{"secret":"of p2"}`), "other"
+	// A resource that was theirs before it was mine.
+	before, after := gauge("before", "vm-3", 0, 1), gauge("after", "vm-3", second, 1)
+	before.Project, before.Name, after.Name = "p2", "theirs", "mine"
+	h := api.New(storeOf(t, mine, theirs, moved, before, after), api.Options{})
 	p1 := map[string]string{"X-Roles": "member, reader", "X-Project-Id": "p1", "X-User-Id": "u1"}
 	admin := map[string]string{"X-Roles": "Admin", "X-Project-Id": "p1"}
 	for name, tc := range map[string]struct {
@@ -528,9 +531,12 @@ func TestProjectsSeeTheirOwn(t *testing.T) {
 	}{
 		"samples":                       {p1, "/v2/samples", 200, `"mine"`, "p2"},
 		"samples of a meter":            {p1, "/v2/meters/load", 200, `"mine"`, "p2"},
-		"meters by their newest owner":  {p1, "/v2/meters", 200, "[]", "p2"},
+		"meters by their newest owner":  {p1, "/v2/meters", 200, `"name": "mine"`, "load"},
 		"statistics":                    {p1, "/v2/meters/load/statistics", 200, `"max": 1.0`, "9.0"},
 		"resources":                     {p1, "/v2/resources", 200, `"vm-1"`, "p2"},
+		"no link to another's meter":    {p1, "/v2/resources", 200, `/v2/meters/mine?`, "theirs"},
+		"nor of a resource":             {p1, "/v2/resources/vm-3", 200, `/v2/meters/mine?`, "theirs"},
+		"nor its source":                {p1, "/v2/resources/vm-1", 200, `"source": null`, "other"},
 		"a resource":                    {p1, "/v2/resources/vm-1", 200, `"vm-1"`, "p2"},
 		"a resource of another project": {p1, "/v2/resources/vm-2", 404, "Resource vm-2 Not Found", "p2"},
 		"a sample":                      {p1, "/v2/samples/mine", 200, `"mine"`, "p2"},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -267,5 +268,60 @@ func TestABodyThatNeverEnds(t *testing.T) {
 		if body.read > 2*most {
 			t.Errorf("%s: %d bytes were read of at most %d", path, body.read, most)
 		}
+	}
+}
+
+// TestABodyThatComesTooSlowly holds that a client that sends a byte now and then
+// keeps neither an endpoint nor a connection, and that an answer may take longer
+// than a body.
+func TestABodyThatComesTooSlowly(t *testing.T) {
+	slow := make(chan struct{})
+	server := httptest.NewServer(api.BodyWithin(api.New(waiting{memory.New(time.Now), slow}, api.Options{}), 200*time.Millisecond))
+	defer server.Close()
+	for name, tc := range map[string]struct{ request, want string }{
+		"of a length":        {"POST /v2/query/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", "HTTP/1.1 408 "},
+		"in chunks":          {"POST /v2/meters/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n", "HTTP/1.1 408 "},
+		"that is not wanted": {"POST /v2/nothing HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", "HTTP/1.1 404 "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			if _, err := io.WriteString(conn, tc.request); err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+			answer, err := io.ReadAll(conn) // the server ends it
+			if err != nil || !strings.HasPrefix(string(answer), tc.want) {
+				t.Errorf("got %q, %v\nwant %s", answer, err, tc.want)
+			}
+		})
+	}
+	time.AfterFunc(600*time.Millisecond, func() { close(slow) })
+	resp, err := http.Post(server.URL+"/v2/query/samples", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "[]" {
+		t.Errorf("an answer that takes its time: got %s, %v", body, err)
+	}
+}
+
+// waiting is a store whose samples come when ready is closed, if the client is
+// still there.
+type waiting struct {
+	store.Store
+	ready chan struct{}
+}
+
+func (w waiting) Samples(ctx context.Context, _ store.Filter, _ func(store.Sample) bool) error {
+	select {
+	case <-w.ready:
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }

@@ -2,8 +2,16 @@ package api
 
 import (
 	"maps"
+	"net/http"
 	"slices"
+	"time"
 )
+
+// BodyWithin lets a body take so long to come.
+func BodyWithin(h http.Handler, within time.Duration) http.Handler {
+	h.(*server).bodyWithin = within
+	return h
+}
 
 // Operations returns the methods of each path; {} stands for a name.
 func Operations() map[string][]string {

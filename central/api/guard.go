@@ -2,6 +2,8 @@ package api
 
 import (
 	"cmp"
+	"errors"
+	"io"
 	"math"
 	"net"
 	"net/http"
@@ -87,6 +89,30 @@ func address(r *http.Request) string {
 		return r.RemoteAddr
 	}
 	return host
+}
+
+// timedBody is a request's body that must have come by a time.
+type timedBody struct {
+	io.ReadCloser
+	conn *http.ResponseController
+}
+
+// timeBody ends the connection of a client whose body takes longer to come, read
+// or not. Where there is no connection there is nothing to bound.
+func timeBody(w http.ResponseWriter, r *http.Request, within time.Duration) {
+	conn := http.NewResponseController(w)
+	if conn.SetReadDeadline(time.Now().Add(within)) == nil {
+		r.Body = &timedBody{r.Body, conn}
+	}
+}
+
+// Read implements [io.Reader]. The answer may take as long as it must.
+func (b *timedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		_ = b.conn.SetReadDeadline(time.Time{}) // as it could be set
+	}
+	return n, err
 }
 
 // recorder notes what is answered.

@@ -69,14 +69,6 @@ func (c *caller) restrict(q *query) error {
 	return nil
 }
 
-// veil takes from a resource what its present owner, another project, has made
-// of it.
-func (c *caller) veil(r *store.Resource) {
-	if project, limited, err := c.scope(); err == nil && limited && r.Project != project {
-		r.Project, r.User, r.Metadata = project, "", nil
-	}
-}
-
 func notAuthorized(project string) error {
 	return &fault{status: http.StatusUnauthorized, text: "Not Authorized to access project " + project}
 }

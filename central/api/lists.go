@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
+	"sort"
 
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/sample"
@@ -260,19 +262,18 @@ func (s *server) resources(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
+	if marker != "" {
+		resources = resources[sort.Search(len(resources), func(i int) bool { return resources[i].ID > marker }):]
+	}
+	resources = resources[:min(limit, len(resources))]
+	if err := s.veil(r, resources); err != nil {
+		return err
+	}
 	base := s.root(r.Request)
 	list := listOf(out, limit)
 	for i := range resources {
-		if resources[i].ID <= marker && marker != "" {
-			continue
-		}
-		r.caller.veil(&resources[i])
-		more, err := list.add(func(b []byte) []byte { return appendResource(b, &resources[i], m, base, links != 0) })
-		if err != nil {
+		if _, err := list.add(func(b []byte) []byte { return appendResource(b, &resources[i], m, base, links != 0) }); err != nil {
 			return err
-		}
-		if !more {
-			break
 		}
 	}
 	list.end()
@@ -300,8 +301,40 @@ func (s *server) resource(r *request, out *output) error {
 	if len(resources) == 0 {
 		return notFound("Resource", r.names[0])
 	}
-	r.caller.veil(&resources[0])
+	if err := s.veil(r, resources); err != nil {
+		return err
+	}
 	out.buf = appendResource(out.buf, &resources[0], m, s.root(r.Request), true)
+	return nil
+}
+
+// veil takes from resources what other projects have made of them: what the
+// newest sample says where that is not the caller's, and the names of meters of
+// which the newest sample is not.
+func (s *server) veil(r *request, resources []store.Resource) error {
+	project, limited, err := r.caller.scope()
+	if err != nil || !limited || len(resources) == 0 {
+		return err
+	}
+	ids := make([]any, len(resources))
+	for i := range resources {
+		ids[i] = resources[i].ID
+	}
+	own, err := s.store.Meters(r.Context(), store.And(store.Where(store.FieldProject, store.Eq, project), store.Where(store.FieldResource, store.In, ids)))
+	if err != nil {
+		return err
+	}
+	names := map[string][]string{}
+	for i := range own { // sorted by name
+		names[own[i].Resource] = append(names[own[i].Resource], own[i].Name)
+	}
+	for i := range resources {
+		res := &resources[i]
+		res.Meters = slices.Compact(names[res.ID])
+		if res.Project != project {
+			res.Project, res.User, res.Source, res.Metadata = project, "", "", nil
+		}
+	}
 	return nil
 }
 

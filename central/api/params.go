@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -79,6 +80,9 @@ func readBody(r *http.Request, most int64) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, most))
 	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 		return nil, tooLarge(fmt.Sprintf("The request body is larger than %d bytes.", most))
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, &fault{status: http.StatusRequestTimeout, text: "The request body did not come in time."}
 	}
 	if err != nil {
 		return nil, badRequest("The request body could not be read.")

@@ -179,7 +179,9 @@ func (p *literal) number() (any, bool) {
 		if digits = strings.TrimLeft(digits, "0"); digits == "" {
 			return json.Number("0"), true
 		}
-		return json.Number(sign + digits), true
+		n := json.Number(sign + digits)
+		_, err := n.Float64() // metadata has no larger ones
+		return n, err == nil
 	}
 	if !strings.ContainsAny(float, ".eE") {
 		return nil, false // Python refuses 007

@@ -17,7 +17,8 @@ func TestPythonLiteral(t *testing.T) {
 		"'a'": "a", `"a"`: "a", `'it\'s'`: "it's", `"it\'s"`: "it's", `'\x41\u00fc\n\\'`: "Aü\n\\", "''": "",
 		"[]": []any{}, "['a', 1,]": []any{"a", n("1")}, "(1, 2)": []any{n("1"), n("2")}, "(1)": n("1"), "(1,)": []any{n("1")}, "()": []any{},
 		"{}": map[string]any{}, "{'a': {'b': [None]}, 'c': 1,}": map[string]any{"a": map[string]any{"b": []any{nil}}, "c": n("1")},
-		// What is no literal stays text.
+		// What is no literal stays text, and so does a number that is too large.
+		strings.Repeat("9", 400): strings.Repeat("9", 400), "[-" + strings.Repeat("9", 400) + "]": "[-" + strings.Repeat("9", 400) + "]",
 		"": "", "true": "true", "null": "null", "web1": "web1", "2026-01-01": "2026-01-01", "007": "007", "1.2.3": "1.2.3", "1e999": "1e999", "1_000x": "1_000x",
 		"5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10": "5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10", "'a": "'a", "'a\n'": "'a\n'", `'\q'`: `'\q'`, "[1 2]": "[1 2]", "[,]": "[,]", "[1": "[1",
 		"{'a'}": "{'a'}", "{'a': }": "{'a': }", "{1: 2}": "{1: 2}", "{'a': 1 'b': 2}": "{'a': 1 'b': 2}", "nan": "nan", "inf": "inf", "-": "-", ".": ".", "Truer": "Truer", "1e": "1e",
