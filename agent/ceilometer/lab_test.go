@@ -5,13 +5,10 @@ package ceilometer
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +18,7 @@ import (
 
 	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/sample"
+	"github.com/kvmeter/kvmeter/test/ceilometer"
 	"github.com/kvmeter/kvmeter/test/lab"
 )
 
@@ -112,7 +110,7 @@ func TestNotificationAgentWritesTheSame(t *testing.T) {
 			if err := json.Unmarshal(python(t, bodies, "testdata/verify.py", secret), &verified); err != nil || verified.Good != samples || verified.Bad != 0 {
 				t.Errorf("%d signatures hold and %d do not, want %d and 0 (%v)", verified.Good, verified.Bad, samples, err)
 			}
-			conf, file := notificationAgent(t, broker.URL(), tc.conf)
+			conf, file := ceilometer.StartNotification(t, broker.URL(), secret, tc.conf)
 			ours := lines(t, file, samples)
 			python(t, bodies, "testdata/send.py", conf)
 			theirs := lines(t, file, 2*samples)[samples:]
@@ -147,36 +145,6 @@ func drain(t *testing.T, url, queue string) (bodies []byte) {
 		}
 		bodies = append(append(bodies, d.Body...), '\n')
 	}
-}
-
-// notificationAgent starts Debian's ceilometer-agent-notification, which writes
-// all samples to a file, and returns its configuration and the file.
-func notificationAgent(t *testing.T, url, more string) (conf, file string) {
-	t.Helper()
-	dir := t.TempDir()
-	conf, file = filepath.Join(dir, "ceilometer.conf"), filepath.Join(dir, "samples")
-	for name, text := range map[string]string{
-		"pipeline.yaml": fmt.Sprintf("sources: [{name: s, meters: ['*'], sinks: [k]}]\nsinks: [{name: k, publishers: ['file://%s?json']}]\n", file),
-		"ceilometer.conf": fmt.Sprintf("[DEFAULT]\ntransport_url = %s\nlog_file = %s/log\npipeline_cfg_file = %s/pipeline.yaml\nstate_path = %s\n[publisher]\ntelemetry_secret = %s\n"+
-			"[notification]\npipelines = meter\nworkers = 1\n%s", strings.Replace(url, "amqp:", "rabbit:", 1), dir, dir, dir, secret, more),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command("/usr/bin/python3", "/usr/bin/ceilometer-agent-notification", "--config-file", conf)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its workers go with it
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		_ = cmd.Wait()
-		if log, err := os.ReadFile(filepath.Join(dir, "log")); t.Failed() && err == nil {
-			t.Logf("its log:\n%s", log)
-		}
-	})
-	return conf, file
 }
 
 // lines waits until a file has so many lines.

@@ -24,8 +24,12 @@ import (
 // Packages of Debian that [Agent] needs.
 const Packages = "python3-ceilometer python3-libvirt"
 
+// Secret is the telemetry_secret of [Agent].
+const Secret = "lab-secret"
+
 // Sample is a sample as Ceilometer's polling agent sends it.
 type Sample struct {
+	ID        string          `json:"message_id"`
 	Name      string          `json:"counter_name"`
 	Type      string          `json:"counter_type"`
 	Unit      string          `json:"counter_unit"`
@@ -58,13 +62,14 @@ cfg_file = %s
 [compute]
 instance_discovery_method = libvirt_metadata
 [publisher]
-telemetry_secret = lab-secret
+telemetry_secret = %s
 [service_credentials]
 auth_type = none
 endpoint = http://%s
 `
 
-// Poll runs the agent in the folder dir until it has sent what it has to say
+// Poll runs the agent in the folder dir, with a ceilometer.conf and a polling.yaml
+// that stay there, until it has sent what it has to say
 // rounds times, and returns the last of these rounds.
 func (a *Agent) Poll(ctx context.Context, dir string, rounds int) (samples []Sample, err error) {
 	bin, err := exec.LookPath("ceilometer-polling")
@@ -76,14 +81,14 @@ func (a *Agent) Poll(ctx context.Context, dir string, rounds int) (samples []Sam
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, nova.Close()) }()
-	q, err := subscribe(a.Broker)
+	tap, err := NewTap(a.Broker)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, q.conn.Close()) }()
+	defer func() { err = errors.Join(err, tap.Close()) }()
 
 	conf, polling, log := filepath.Join(dir, "ceilometer.conf"), filepath.Join(dir, "polling.yaml"), filepath.Join(dir, "ceilometer.log")
-	text := fmt.Sprintf(agentConf, a.Host, strings.Replace(a.Broker, "amqp:", "rabbit:", 1), url.QueryEscape(a.Libvirt), log, dir, polling, nova.addr)
+	text := fmt.Sprintf(agentConf, a.Host, strings.Replace(a.Broker, "amqp:", "rabbit:", 1), url.QueryEscape(a.Libvirt), log, dir, polling, Secret, nova.addr)
 	sources, err := json.Marshal(map[string]any{"sources": []any{map[string]any{"name": "all", "interval": 3, "meters": a.Meters}}})
 	if err = errors.Join(err, os.WriteFile(conf, []byte(text), 0o644), os.WriteFile(polling, sources, 0o644)); err != nil {
 		return nil, err
@@ -99,7 +104,7 @@ func (a *Agent) Poll(ctx context.Context, dir string, rounds int) (samples []Sam
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	samples, err = q.rounds(ctx, rounds)
+	samples, err = tap.rounds(ctx, rounds)
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-ended:
@@ -114,61 +119,77 @@ func (a *Agent) Poll(ctx context.Context, dir string, rounds int) (samples []Sam
 	return samples, nil
 }
 
-// queue is where the agent's samples arrive.
-type queue struct {
-	conn *amqp.Connection
-	in   <-chan amqp.Delivery
+// Tap gets a copy of all that polling agents send to a broker.
+type Tap struct {
+	conn  *amqp.Connection
+	ch    *amqp.Channel
+	queue string
+
+	// Bodies are the messages that were read, a line each.
+	Bodies []byte
 }
 
-// subscribe makes the exchange and the queue as the agent would.
-func subscribe(broker string) (*queue, error) {
+// NewTap makes the exchange as an agent would, and a queue of its own.
+func NewTap(broker string) (*Tap, error) {
 	conn, err := amqp.Dial(broker)
 	if err != nil {
 		return nil, err
 	}
-	const exchange, name = "ceilometer", "notifications.sample"
-	ch, err := conn.Channel()
-	if err == nil {
-		err = ch.ExchangeDeclare(exchange, "topic", false, false, false, false, nil)
+	const exchange = "ceilometer"
+	t := &Tap{conn: conn}
+	if t.ch, err = conn.Channel(); err == nil {
+		err = t.ch.ExchangeDeclare(exchange, "topic", false, false, false, false, nil)
 	}
 	if err == nil {
-		_, err = ch.QueueDeclare(name, false, false, false, false, nil)
+		var q amqp.Queue
+		q, err = t.ch.QueueDeclare("", false, true, true, false, nil)
+		t.queue = q.Name
 	}
 	if err == nil {
-		err = ch.QueueBind(name, name, exchange, false, nil)
-	}
-	var in <-chan amqp.Delivery
-	if err == nil {
-		in, err = ch.Consume(name, "", true, false, false, false, nil)
+		err = t.ch.QueueBind(t.queue, "notifications.sample", exchange, false, nil)
 	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return &queue{conn, in}, nil
+	return t, nil
+}
+
+// Close ends the tap.
+func (t *Tap) Close() error { return t.conn.Close() }
+
+// Next returns the samples of the next message, as soon as there is one.
+func (t *Tap) Next(ctx context.Context) ([]Sample, error) {
+	for {
+		d, ok, err := t.ch.Get(t.queue, true)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			t.Bodies = append(append(t.Bodies, d.Body...), '\n')
+			return decode(d.Body)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // rounds reads until each series that came at all came n times, and returns its
 // last sample.
-func (q *queue) rounds(ctx context.Context, n int) ([]Sample, error) {
+func (t *Tap) rounds(ctx context.Context, n int) ([]Sample, error) {
 	type series struct{ name, resource string }
 	last, count := map[series]Sample{}, map[series]int{}
 	for {
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("only %d series came: %w", len(count), context.Cause(ctx))
-		case d, ok := <-q.in:
-			if !ok {
-				return nil, errors.New("the broker closed the connection")
-			}
-			all, err := decode(d.Body)
-			if err != nil {
-				return nil, err
-			}
-			for _, s := range all {
-				k := series{s.Name, s.Resource}
-				last[k] = s
-				count[k]++
-			}
+		all, err := t.Next(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("only %d series came: %w", len(count), err)
+		}
+		for _, s := range all {
+			k := series{s.Name, s.Resource}
+			last[k] = s
+			count[k]++
 		}
 		least, most := n, 0
 		for _, c := range count {

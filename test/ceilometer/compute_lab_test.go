@@ -42,7 +42,8 @@ func must(t *testing.T, err error) {
 }
 
 // TestComputeAgents has both compute agents meter the same guests, which are
-// paused, and compares what they send.
+// paused, and compares what they send; and what Ceilometer's notification agent
+// writes of both, and kvmeter's notifier and store have of Ceilometer's.
 func TestComputeAgents(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
@@ -50,6 +51,12 @@ func TestComputeAgents(t *testing.T) {
 	must(t, l.StartLibvirt(ctx))
 	rabbit, err := l.RabbitMQ(ctx)
 	must(t, err)
+	programs := build(t)
+	tap, err := NewTap(rabbit.URL())
+	must(t, err)
+	defer func() { must(t, tap.Close()) }()
+	_, written := StartNotification(t, rabbit.URL(), Secret, "")
+	api := startControl(t, programs, rabbit.URL())
 	linux, err := l.StartGuest(ctx, lab.GuestSpec{Name: "web <1>", NICs: 2, Disks: []lab.Disk{{}, {Format: "qcow2"}}})
 	must(t, err)
 	kvm, err := l.StartGuest(ctx, lab.GuestSpec{Kind: lab.KVM, Mode: "disk", VCPUs: 2, Flavor: "m1.small"})
@@ -78,10 +85,21 @@ func TestComputeAgents(t *testing.T) {
 
 	flavors := map[string]string{"m1.nano": "f1a40000-0000-4000-8000-000000000001", "m1.small": "f1a40000-0000-4000-8000-000000000002"}
 	before := poll(t, ctx, l, flavors)
-	theirs, err := (&Agent{Host: host, Libvirt: l.ReadOnlySocket(), Broker: rabbit.URL(), Meters: meters, Flavors: flavors}).Poll(ctx, t.TempDir(), 2)
+	dir := t.TempDir()
+	theirs, err := (&Agent{Host: host, Libvirt: l.ReadOnlySocket(), Broker: rabbit.URL(), Meters: meters, Flavors: flavors}).Poll(ctx, dir, 2)
 	must(t, err)
 	ours := poll(t, ctx, l, flavors)
 	compare(t, theirs, before, ours)
+
+	sent := rest(t, ctx, tap)
+	t.Run("kvmeter's notifier and store take all that Ceilometer's agent sends", func(t *testing.T) { compareStore(t, api, sent) })
+	t.Run("Ceilometer's notification agent writes the same of both", func(t *testing.T) {
+		first := lines(t, written, sent)
+		tap.Bodies = nil
+		again := runAgent(t, ctx, programs, dir, flavors, tap, theirs)
+		compareWritten(t, first, lines(t, written, again))
+		verify(t, tap.Bodies, len(again))
+	})
 }
 
 // awaitBalloon waits until the guest's balloon driver has told something.
