@@ -55,6 +55,7 @@ type connection struct {
 	region, access, cacert, cert, key    string
 	insecure, debug                      bool
 	timeout                              time.Duration
+	environment                          map[string]string // what the environment says, by the flag's name
 }
 
 func (c *connection) settings() []setting {
@@ -81,6 +82,14 @@ func (c *connection) settings() []setting {
 		{"os-cert", &c.cert, "`FILE` of the certificate to show a server", []string{"OS_CERT"}, false},
 		{"os-key", &c.key, "`FILE` of its key", []string{"OS_KEY"}, false},
 	}
+}
+
+// overrides are how flags override clouds.yaml; the others do in other ways, or
+// not.
+var overrides = map[string]func(string) clouds.ParseOption{
+	"os-auth-url": clouds.WithIdentityEndpoint, "os-username": clouds.WithUsername, "os-user-id": clouds.WithUserID, "os-password": clouds.WithPassword,
+	"os-application-credential-id": clouds.WithApplicationCredentialID, "os-application-credential-name": clouds.WithApplicationCredentialName,
+	"os-application-credential-secret": clouds.WithApplicationCredentialSecret,
 }
 
 // aliases are other names of flags, those of the original client.
@@ -137,11 +146,12 @@ func (c *connection) flags(f *pflag.FlagSet, hide bool) {
 
 // newConnection returns what the environment says.
 func newConnection() *connection {
-	c := &connection{timeout: 10 * time.Minute}
+	c := &connection{timeout: 10 * time.Minute, environment: map[string]string{}}
 	for _, s := range c.settings() {
 		for _, v := range s.variables {
 			*s.value = cmp.Or(*s.value, os.Getenv(v))
 		}
+		c.environment[s.name] = *s.value
 	}
 	c.insecure = strings.EqualFold(os.Getenv("OS_INSECURE"), "true")
 	return c
@@ -162,7 +172,7 @@ func (c *connection) open(ctx context.Context, debug io.Writer) (*client.Client,
 	}
 	api := &client.Client{Endpoint: c.endpoint, Token: c.token, HTTP: h}
 	if c.token == "" && (c.authURL != "" || c.cloud != "") || c.endpoint == "" && c.token != "" && c.authURL != "" {
-		if err := c.login(ctx, api); err != nil {
+		if err := c.login(ctx, api, transport); err != nil {
 			return nil, err
 		}
 	}
@@ -175,8 +185,8 @@ func (c *connection) open(ctx context.Context, debug io.Writer) (*client.Client,
 
 // login gets a token from Keystone and, unless there is an endpoint, the API's
 // from its catalogue.
-func (c *connection) login(ctx context.Context, api *client.Client) error {
-	o, where, err := c.credentials(api.HTTP)
+func (c *connection) login(ctx context.Context, api *client.Client, transport *http.Transport) error {
+	o, where, err := c.credentials(transport)
 	if err != nil {
 		return err
 	}
@@ -209,22 +219,12 @@ func (c *connection) login(ctx context.Context, api *client.Client) error {
 
 // credentials are those of clouds.yaml where a cloud is named, with what flags
 // say over them.
-func (c *connection) credentials(h *http.Client) (gophercloud.AuthOptions, gophercloud.EndpointOpts, error) {
-	var where gophercloud.EndpointOpts
-	var o gophercloud.AuthOptions
+func (c *connection) credentials(transport *http.Transport) (gophercloud.AuthOptions, gophercloud.EndpointOpts, error) {
 	if c.cloud != "" {
-		var config *tls.Config
-		var err error
-		o, where, config, err = clouds.Parse(clouds.WithCloudName(c.cloud))
-		if err != nil {
-			return o, where, fmt.Errorf("clouds.yaml: %w", err)
-		}
-		if transport, ok := h.Transport.(*http.Transport); ok && config != nil && c.cacert == "" && !c.insecure {
-			transport.TLSClientConfig = config
-		}
-		return o, where, nil
+		return c.cloudCredentials(transport)
 	}
-	o = gophercloud.AuthOptions{IdentityEndpoint: c.authURL}
+	var where gophercloud.EndpointOpts
+	o := gophercloud.AuthOptions{IdentityEndpoint: c.authURL}
 	if u, err := url.Parse(c.authURL); err == nil && strings.Trim(u.Path, "/") == "" {
 		o.IdentityEndpoint = strings.TrimSuffix(c.authURL, "/") + "/v3"
 	}
@@ -254,18 +254,45 @@ func (c *connection) credentials(h *http.Client) (gophercloud.AuthOptions, gophe
 	if c.secret != "" {
 		return o, where, nil
 	}
-	switch {
-	case c.projectID != "":
-		o.Scope = &gophercloud.AuthScope{ProjectID: c.projectID}
-	case c.project != "":
-		o.Scope = &gophercloud.AuthScope{ProjectName: c.project, DomainID: c.projectDomainID, DomainName: c.projectDomain}
-		if c.projectDomainID == "" {
-			o.Scope.DomainName = cmp.Or(c.projectDomain, "Default")
-		} else {
-			o.Scope.DomainName = ""
+	o.Scope = c.scope()
+	return o, where, nil
+}
+
+// cloudCredentials reads clouds.yaml. Flags override it, the environment does not:
+// it may be that of another cloud.
+func (c *connection) cloudCredentials(transport *http.Transport) (gophercloud.AuthOptions, gophercloud.EndpointOpts, error) {
+	options := []clouds.ParseOption{clouds.WithCloudName(c.cloud)}
+	for _, s := range c.settings() {
+		if over := overrides[s.name]; over != nil && *s.value != c.environment[s.name] {
+			options = append(options, over(*s.value))
 		}
 	}
+	if c.project != c.environment["os-project-name"] || c.projectID != c.environment["os-project-id"] {
+		options = append(options, clouds.WithScope(c.scope()))
+	}
+	o, where, config, err := clouds.Parse(options...)
+	if err != nil {
+		return o, where, fmt.Errorf("clouds.yaml: %w", err)
+	}
+	if config != nil && c.cacert == "" && !c.insecure {
+		transport.TLSClientConfig = config
+	}
 	return o, where, nil
+}
+
+// scope is the project to log in to; nil: the user's own. A name that a flag says
+// is meant rather than an id that the environment has.
+func (c *connection) scope() *gophercloud.AuthScope {
+	named := c.project != c.environment["os-project-name"] && c.projectID == c.environment["os-project-id"]
+	switch {
+	case c.projectID != "" && !named:
+		return &gophercloud.AuthScope{ProjectID: c.projectID}
+	case c.project != "" && c.projectDomainID != "":
+		return &gophercloud.AuthScope{ProjectName: c.project, DomainID: c.projectDomainID}
+	case c.project != "":
+		return &gophercloud.AuthScope{ProjectName: c.project, DomainName: cmp.Or(c.projectDomain, "Default")}
+	}
+	return nil
 }
 
 func (c *connection) tls() (*tls.Config, error) {

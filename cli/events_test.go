@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -259,5 +260,62 @@ func TestLogin(t *testing.T) {
 	_, err = run(t, "", "meter-list")
 	if err == nil || !strings.Contains(err.Error(), "to log in to Keystone takes a user") {
 		t.Errorf("without a user: %v", err)
+	}
+}
+
+// TestCloudsYAML logs in to a cloud that is described in files, over TLS that its
+// own authority vouches for, also where requests are printed.
+func TestCloudsYAML(t *testing.T) {
+	var login []byte
+	server := httptest.NewUnstartedServer(nil)
+	server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2/meters" {
+			_, _ = io.WriteString(w, `[{"name": "a"}]`)
+			return
+		}
+		login, _ = io.ReadAll(r.Body)
+		w.Header().Set("X-Subject-Token", "a-token")
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprintf(w, `{"token": {"expires_at": "2100-01-01T00:00:00.000000Z", "catalog": [{"type": "metering", "endpoints": [
+		  {"interface": "internal", "region": "One", "region_id": "One", "url": %[1]q}, {"interface": "public", "region": "One", "region_id": "One", "url": "http://127.0.0.1:1"}]}]}}`, server.URL)
+	})
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"ca.pem": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})),
+		"clouds.yaml": `clouds:
+  lab:
+    auth: {auth_url: ` + server.URL + `/v3, username: alice, user_domain_name: Users, project_id: 7f2a}
+    region_name: One
+    interface: internal
+    cacert: ` + filepath.Join(dir, "ca.pem") + "\n",
+		"secure.yaml": "clouds: {lab: {auth: {password: the-secret}}}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("OS_CLIENT_CONFIG_FILE", filepath.Join(dir, "clouds.yaml"))
+	t.Setenv("OS_USERNAME", "somebody-of-another-cloud")
+	t.Setenv("OS_PROJECT_ID", "of-another-cloud")
+	const user = `{"auth":{"identity":{"methods":["password"],"password":{"user":{"domain":{"name":"Users"},"name":%q,"password":"the-secret"}}},"scope":{"project":%s}}}`
+	for name, tc := range map[string]struct{ args, user, project string }{
+		"as the files say": {"", "alice", `{"id":"7f2a"}`},
+		"printed":          {"-d", "alice", `{"id":"7f2a"}`},
+		"with flags":       {"--os-username bob --os-project-name p1 --os-project-domain-id d1", "bob", `{"domain":{"id":"d1"},"name":"p1"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := run(t, "", strings.Fields("meter-list --os-cloud lab -f value -c Name "+tc.args)...)
+			if err != nil || !strings.HasSuffix(got, "a\n") {
+				t.Fatalf("got %s, %v", got, err)
+			}
+			if want := fmt.Sprintf(user, tc.user, tc.project); string(login) != want {
+				t.Errorf("logged in with %s\nwant %s", login, want)
+			}
+		})
+	}
+	if _, err := run(t, "", "meter-list", "--os-cloud", "nowhere"); err == nil || err.Error() != `clouds.yaml: cloud "nowhere" not found in clouds.yaml` {
+		t.Errorf("another cloud: %v", err)
 	}
 }
