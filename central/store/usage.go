@@ -31,12 +31,14 @@ type UsageQuery struct {
 // Usage is how much of a meter a project used of a resource.
 //
 // What a sample adds belongs to the owner and the metadata that it has. A
-// cumulative meter adds the difference to the sample before it, which may be
-// from before the period, of the same incarnation. The first sample of an
+// cumulative meter adds what it exceeds the highest before it, which may be from
+// before the period, of the same incarnation: where a node's clock was set back, samples
+// of two times lie between each other. The first sample of an
 // incarnation adds all of its volume, as that began with zero: if the node was
 // metered before, and the sample came within [StartWithin] of the
-// incarnation's first. A counter that goes back adds nothing where the
-// incarnation is known; foreign samples that do started anew, from zero. A delta adds its volume. A gauge adds its volume multiplied by
+// incarnation's first. Foreign samples, of which no incarnation is known, add the
+// difference to the sample before; those that go back started anew, from zero. A
+// delta adds its volume. A gauge adds its volume multiplied by
 // the µs of the period until the next sample of the same incarnation, unless
 // that is more than [Hold] away.
 type Usage struct {

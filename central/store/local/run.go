@@ -40,7 +40,11 @@ func (r *run) add(p *point, kind sample.Kind, known bool) {
 	v := sample.Volume{Bits: p.bits, Tag: p.tag}
 	switch kind {
 	case sample.Cumulative:
-		r.steps.Add(step(r.lastVolume, v, known))
+		before := r.lastVolume
+		if known {
+			before = r.maxVolume
+		}
+		r.steps.Add(step(before, v, known))
 	case sample.Gauge:
 		r.area.AddProduct(r.lastVolume, p.time-r.last)
 	}
@@ -59,8 +63,8 @@ func (r *run) add(p *point, kind sample.Kind, known bool) {
 	r.squares += d * (f - r.mean)
 }
 
-// step is what a cumulative meter adds from one volume to the next: nothing or
-// a new start where it goes back, the latter if its incarnation is not known.
+// step is what a cumulative meter adds: by what exceeds the highest volume before, or
+// where its incarnation is not known the one before, below which it started anew.
 func step(before, v sample.Volume, known bool) (e store.Exact) {
 	switch {
 	case store.Compare(v, before) >= 0:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -79,6 +80,15 @@ type chain struct {
 	incarnation sample.Incarnation
 	born        int64
 	last        *run // nil: none yet
+	high        sample.Volume
+}
+
+// add takes the next run.
+func (c *chain) add(r *run) {
+	if c.last == nil || store.Compare(r.maxVolume, c.high) > 0 {
+		c.high = r.maxVolume
+	}
+	c.last = r
 }
 
 func (u *usage) resourceMeters() {
@@ -164,18 +174,19 @@ func (u *usage) meter(t *target) error {
 				row.add(r, r.sum, 0)
 			}
 		}
-		c.last = r
+		c.add(r)
 	}
 	return nil
 }
 
 // lookBack finds the last run before the period of each chain that has samples
-// in it.
+// in it, and the highest volume up to then: of the day of that run and of the one
+// before, since a clock that is set back by more than a day is another trouble.
 func (u *usage) lookBack(t *target, chains []*chain, runs []run) error {
-	open := map[*chain]bool{}
+	open := map[*chain]int64{} // chains with the time from which on their samples matter
 	for i := range runs {
 		if c := chainOf(chains, u.holders[runs[i].holder]); c.born < u.query.From {
-			open[c] = true
+			open[c] = c.born
 		}
 	}
 	if len(open) == 0 {
@@ -188,30 +199,28 @@ func (u *usage) lookBack(t *target, chains []*chain, runs []run) error {
 		more = with(more, hourOf(inHead[i].time))
 	}
 	for _, d := range slices.Backward(u.days(math.MinInt64, to-1, more)) {
-		oldest := int64(math.MaxInt64)
-		for c := range open {
-			oldest = min(oldest, c.born)
-		}
-		if len(open) == 0 || d.end() < oldest {
+		maps.DeleteFunc(open, func(_ *chain, since int64) bool { return d.end() < since })
+		if len(open) == 0 {
 			break
 		}
-		if err := u.lastRuns(t, chains, open, d.start(), min(later(d.end(), 1), to)); err != nil {
+		runs, err := u.runs(t, d.start(), min(later(d.end(), 1), to))
+		if err != nil {
 			return err
+		}
+		for i := range slices.Backward(runs) {
+			c := chainOf(chains, u.holders[runs[i].holder])
+			since, ok := open[c]
+			switch {
+			case !ok:
+			case c.last == nil:
+				c.add(&runs[i])
+				open[c] = max(since, (d - 1).start())
+			case store.Compare(runs[i].maxVolume, c.high) > 0:
+				c.high = runs[i].maxVolume
+			}
 		}
 	}
 	return nil
-}
-
-// lastRuns sets the last run of the open chains in a time, and closes them.
-func (u *usage) lastRuns(t *target, chains []*chain, open map[*chain]bool, from, to int64) error {
-	runs, err := u.runs(t, from, to)
-	for i := len(runs) - 1; i >= 0 && err == nil; i-- {
-		if c := chainOf(chains, u.holders[runs[i].holder]); open[c] {
-			c.last = &runs[i]
-			delete(open, c)
-		}
-	}
-	return err
 }
 
 // runs returns the samples of a series from one time to before another, in the
@@ -265,10 +274,14 @@ func (u *usage) cumulative(m *meter, c *chain, r *run) {
 	known := c.incarnation != 0
 	quantity := r.steps
 	covered := r.last - r.first
+	if c.last != nil {
+		covered = r.last - max(c.last.last, u.query.From)
+	}
 	switch {
+	case c.last != nil && known:
+		quantity = step(c.high, r.maxVolume, known)
 	case c.last != nil:
 		quantity.Add(step(c.last.lastVolume, r.firstVolume, known))
-		covered = r.last - max(c.last.last, u.query.From)
 	case known && u.meteredBefore(r.node, c.born) && r.first-c.born <= store.StartWithin.Microseconds():
 		quantity.AddVolume(r.firstVolume)
 	}

@@ -54,6 +54,7 @@ func (s *Store) Usage(ctx context.Context, q store.UsageQuery, yield func(store.
 	rows := map[string]*store.Usage{}
 	for k, of := range chains {
 		slices.SortStableFunc(of, func(a, b int) int { return cmp.Compare(s.samples[a].Time, s.samples[b].Time) })
+		var high sample.Volume // of a counter of a known incarnation, so far
 		for i, at := range of {
 			sm := &s.samples[at]
 			var quantity store.Exact
@@ -62,6 +63,10 @@ func (s *Store) Usage(ctx context.Context, q store.UsageQuery, yield func(store.
 			switch sm.Kind {
 			case sample.Cumulative:
 				known := sm.Incarnation != 0
+				last := high
+				if i == 0 || store.Compare(sm.Volume, high) > 0 {
+					high = sm.Volume
+				}
 				if i == 0 {
 					b := born[bornKey{sm.Resource, sm.Source, sm.Incarnation}]
 					if known && metered[s.nodes[at]] < b && sm.Time-b <= store.StartWithin.Microseconds() {
@@ -70,10 +75,13 @@ func (s *Store) Usage(ctx context.Context, q store.UsageQuery, yield func(store.
 					break
 				}
 				before := &s.samples[of[i-1]]
+				if !known {
+					last = before.Volume
+				}
 				switch {
-				case store.Compare(sm.Volume, before.Volume) >= 0:
+				case store.Compare(sm.Volume, last) >= 0:
 					quantity.AddVolume(sm.Volume)
-					quantity.Sub(exact(before.Volume))
+					quantity.Sub(exact(last))
 				case !known:
 					quantity.AddVolume(sm.Volume)
 				}

@@ -275,6 +275,22 @@ func (g *generator) volume(tag sample.Tag) sample.Volume {
 	return sample.Float(pick(g, float64(g.IntN(1000))/100, g.NormFloat64(), 0, math.Copysign(0, -1), float64(g.IntN(10)), g.ExpFloat64()*1e12))
 }
 
+// counter returns what a counter has at a time of a clock that is set to and fro by
+// minutes.
+func (g *generator) counter(tag sample.Tag, t int64) sample.Volume {
+	n := int64(0)
+	if t > base-4*day {
+		n = (min(t-base+4*day, 8*day)/second+g.Int64N(600))<<43 + g.Int64N(3)
+	}
+	switch tag {
+	case sample.U64:
+		return sample.Uint(uint64(n))
+	case sample.I64:
+		return sample.Int(n)
+	}
+	return sample.Float(float64(n))
+}
+
 func (g *generator) batch() *sample.Batch {
 	node := pick(g, "node-1", "node-2", "node-3")
 	g.seqs[node] += 1 + g.Uint64N(2)
@@ -305,7 +321,11 @@ func (g *generator) batch() *sample.Batch {
 		for r := range b.Rows {
 			if g.IntN(4) > 0 {
 				c.Bitmap[r/8] |= 1 << (r % 8)
-				c.Values = append(c.Values, g.volume(c.Tag).Bits)
+				v := g.volume(c.Tag)
+				if row := &b.Rows[r]; meter.Kind == sample.Cumulative && row.Incarnation != 0 {
+					v = g.counter(c.Tag, b.Base+row.Offset)
+				}
+				c.Values = append(c.Values, v.Bits)
 			}
 		}
 		b.Columns = append(b.Columns, c)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,6 +59,12 @@ func testUsage(t *testing.T, f *fixture) {
 		s.Resource = "vm-2"
 		f.append(t, received(100+uint64(i), []string{fmt.Sprint("f-", i)}, s))
 	}
+	// The clock of its node was set back by four minutes after the fifth.
+	for i, after := range []int64{-20, 0, 2, 4, 6, 3, 5, 7, 8} {
+		s := reading("stepped", c, after*minute, sample.Uint(100+uint64(i)*10), 7)
+		s.Resource = "vm-3"
+		add(s)
+	}
 	add(reading("events", sample.Delta, 0, sample.Uint(3), 0), reading("events", sample.Delta, 5*minute, sample.Uint(4), 0), reading("events", sample.Delta, 10*minute, sample.Uint(5), 0))
 	// 2.5 for 10 minutes, 7.5 of them in the period; then nothing for two hours.
 	g := sample.Gauge
@@ -76,7 +83,15 @@ func testUsage(t *testing.T, f *fixture) {
 			"events vm-1 p1 7 of 2, covers 0 s gap: agent was down",
 			fmt.Sprint("memory vm-1 p1 ", 450*5*second/2, " of 1, covers 450 s gap: agent was down"),
 			"foreign vm-2 p1 29 of 4, covers 180 s gap: agent was down",
+			"stepped vm-3 p1 80 of 8, covers 480 s gap: agent was down",
 		})
+		parts := map[int64]string{0: "50 of 3", 4: "10 of 3", 7: "20 of 2"} // they add up
+		for from, to := range map[int64]int64{0: 4, 4: 7, 7: 9} {
+			rows := f.usage(t, from*minute, to*minute)
+			if got := rows[len(rows)-1]; !strings.HasPrefix(got, "stepped vm-3 p1 "+parts[from]) {
+				t.Errorf("from minute %d to %d: got %q, want %q", from, to, got, parts[from])
+			}
+		}
 		equal(t, f.usage(t, 2*minute, 6*minute, "flavor.name")[:2], []string{
 			"cpu vm-1 p1 145 of 3, covers 60 s -",
 			"cpu vm-1 p2 5 of 1, covers 60 s large",
