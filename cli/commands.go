@@ -197,11 +197,14 @@ the first sample; those without a sample are left out.
 ` + queryHelp + `
 
 Aggregates (-a) are max, min, avg, sum, count, stddev, and cardinality<-FIELD,
-the number of different values of resource_id, user_id, project_id or source.`,
+the number of different values of resource_id, user_id, project_id or source; of
+raw samples also last, rate (per second, restarts of counters reckoned with), p50,
+p95 and p99.`,
 		Example: `  kvmeter statistics -m cpu_util
   kvmeter statistics -m cpu_util -p 3600 -q 'timestamp>=2026-01-01;timestamp<2026-01-02'
   kvmeter statistics -m cpu_util -g project_id -a avg -a max
   kvmeter statistics -m cpu -a 'cardinality<-resource_id'
+  kvmeter statistics -m cpu -p 3600 -a rate -g resource_id
   kvmeter statistics -m cpu_util -p 300 -g resource_id --plot`,
 		Args: noArgs,
 	}, func(ctx context.Context, c *client.Client, _ []string) (*table, error) {

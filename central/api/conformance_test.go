@@ -1,10 +1,12 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -212,4 +214,77 @@ func TestStatisticsOfGroupsAndPeriods(t *testing.T) {
 			t.Errorf("distinct values: got %s", body)
 		}
 	})
+}
+
+func TestAggregatesOfOurOwn(t *testing.T) {
+	onEveryEngine(t, func(t *testing.T, s store.Store) {
+		busSamples(t, s, `
+			c|cumulative|ns|100|u1|p1|r1|2013-08-01T10:00:00|s1|{"f": "a"}
+			c|cumulative|ns|200|u1|p1|r1|2013-08-01T10:00:10|s1|{"f": "a"}
+			c|cumulative|ns|30|u1|p1|r1|2013-08-01T10:00:20|s1|{"f": "b"}
+			c|cumulative|ns|18446744073709551615|u1|p2|r2|2013-08-01T10:00:20|s1|{"f": "b"}
+			c|cumulative|ns|18446744073709551605|u1|p2|r2|2013-08-01T10:00:00|s1|{"f": "a"}
+			c|cumulative|ns|7|u1|p3|r3|2013-08-01T10:00:19|s1|{}
+			d|delta|B|10|u1|p1|r1|2013-08-01T10:00:00|s1|{}
+			d|delta|B|20|u1|p1|r1|2013-08-01T10:00:10|s1|{}
+			d|delta|B|30|u1|p1|r1|2013-08-01T10:00:20|s1|{}
+			g|gauge|%|4|u1|p1|r1|2013-08-01T10:00:00|s1|{}
+			g|gauge|%|1|u1|p1|r1|2013-08-01T10:00:20|s1|{}
+			g|gauge|%|9|u1|p1|r1|2013-08-01T10:00:20|s1|{}
+			g|gauge|%|2|u1|p1|r1|2013-08-01T10:00:10|s1|{}`)
+		own := sample.NewBuilder()
+		for i, life := range []string{"1", "1", "2"} {
+			own.Row(sample.Row{Resource: "vm", Offset: int64(i) * 10 * second, Incarnation: sample.IncarnationOf("boot", life)})
+			own.Add(sample.MeterRef{Name: "own", Kind: sample.Cumulative, Unit: "ns"}, sample.Walk, sample.Uint([]uint64{100, 150, 250}[i]))
+		}
+		b := own.Build()
+		b.ID, b.Node, b.Base = sample.NewBatchID(recordedAt), "n", at
+		if _, err := s.Append(t.Context(), []store.Received{{Batch: b}}); err != nil {
+			t.Fatal(err)
+		}
+		h := api.New(s, api.Options{})
+		for args, want := range map[string]string{
+			"c rate groupby=resource_id":          `{"rate": 6.5}; {"rate": 0.5}; {}`,
+			"c rate":                              `{"rate": 7.0}`,
+			"c rate period=20&groupby=project_id": `{"rate": 10.0}; {}; {}; {}; {}`,
+			"c last groupby=metadata.f":           `{"last": 200.0}; {"last": 1.8446744073709552e+19}`,
+			"d rate":                              `{"rate": 2.5}`,
+			"g rate":                              `{"rate": -0.15}`,
+			"g last":                              `{"last": 9.0}`,
+			"g p50":                               `{"p50": 3.0}`,
+			"g p95":                               `{"p95": 8.25}`,
+			"g p99 aggregate.func=p50&aggregate.func=avg": `{"p99": 8.85, "p50": 3.0, "avg": 4.0}`,
+			"own rate":  `{"rate": 15.0}`,
+			"none last": ``,
+		} {
+			f := append(strings.Fields(args), "")
+			w := ask(h, http.MethodGet, "/v2/meters/"+f[0]+"/statistics?aggregate.func="+f[1]+"&"+f[2], nil, "")
+			var got []string
+			for _, m := range regexp.MustCompile(`"aggregate": (\{[^}]*\})`).FindAllStringSubmatch(w.Body.String(), -1) {
+				got = append(got, m[1])
+			}
+			if strings.Join(got, "; ") != want {
+				t.Errorf("%s: got %s of %s\nwant %s", args, strings.Join(got, "; "), w.Body, want)
+			}
+		}
+	})
+}
+
+// TestAggregatesOfTooManySamples holds that they are not collected without end.
+func TestAggregatesOfTooManySamples(t *testing.T) {
+	h := api.New(plenty{storeOf(t, gauge("a", "r", 0, 1))}, api.Options{})
+	w := ask(h, http.MethodGet, "/v2/meters/load/statistics?aggregate.func=p50", nil, "")
+	if got, want := fault(t, w), "More than 1000000 samples match, too many for last, rate and percentiles: ask for less time."; w.Code != 400 || got != want {
+		t.Errorf("got %d %s", w.Code, got)
+	}
+}
+
+// plenty is a store with endless samples.
+type plenty struct{ store.Store }
+
+func (plenty) Samples(_ context.Context, _ store.Filter, yield func(store.Sample) bool) error {
+	smp := store.Sample{Sample: gauge("a", "r", 0, 1)}
+	for yield(smp) {
+	}
+	return nil
 }

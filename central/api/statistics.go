@@ -63,13 +63,10 @@ func (s *server) statistics(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
-	ask.NoSquares, ask.MaxRows = true, maxRows
+	ask.MaxRows = maxRows
 	for _, a := range selected {
-		switch a.function {
-		case "cardinality":
+		if a.function == "cardinality" {
 			ask.Cardinality = append(ask.Cardinality, groupFields[a.param])
-		case "stddev":
-			ask.NoSquares = false
 		}
 	}
 	ask.NoSquares = !slices.ContainsFunc(selected, func(a aggregate) bool { return a.function == "stddev" })
@@ -80,9 +77,16 @@ func (s *server) statistics(r *request, out *output) error {
 	if err != nil {
 		return err
 	}
+	extras, err := s.extras(r.Context(), &ask, selected, rows)
+	if err != nil {
+		return err
+	}
 	rendering := statistics{query: q, period: ask.Period, groups: groups, selected: selected}
 	list := listOf(out, math.MaxInt)
 	for i := range rows {
+		if extras != nil {
+			rendering.extra = &extras[i]
+		}
 		if _, err := list.add(func(b []byte) []byte { return rendering.append(b, &rows[i]) }); err != nil {
 			return err
 		}
@@ -138,7 +142,7 @@ func readAggregates(asked []object) ([]aggregate, error) {
 		}
 		a := aggregate{function, o["param"]}
 		switch a.function {
-		case "max", "min", "sum", "avg", "count", "stddev":
+		case "max", "min", "sum", "avg", "count", "stddev", "last", "rate", "p50", "p95", "p99":
 			if a.param != "" {
 				return nil, badRequest("Bad aggregate: %s.%s", a.function, a.param)
 			}
@@ -162,6 +166,7 @@ type statistics struct {
 	period   int64 // seconds
 	groups   []string
 	selected []aggregate
+	extra    *extra // of the row
 }
 
 func (s *statistics) append(dst []byte, row *store.Statistics) []byte {
@@ -211,20 +216,24 @@ func (s *statistics) appendGroup(dst []byte, row *store.Statistics) []byte {
 // others, and all of them as floats in "aggregate".
 func (s *statistics) appendSelected(dst []byte, row *store.Statistics) []byte {
 	for _, a := range s.selected {
-		if a.function != "stddev" && a.function != "cardinality" {
+		if a.function != "stddev" && a.function != "cardinality" && !isExtra(a) {
 			dst = appendAggregate(field(dst, a.function), a.function, row)
 		}
 	}
 	dst = append(field(dst, "aggregate"), '{')
 	counted := 0
 	for _, a := range s.selected {
-		switch a.function {
-		case "cardinality":
+		switch {
+		case isExtra(a):
+			if v, ok := s.extra.value(a.function); ok {
+				dst = appendFloat(field(dst, a.function), v)
+			}
+		case a.function == "cardinality":
 			dst = appendFloat(field(dst, "cardinality/"+a.param), float64(row.Cardinality[counted]))
 			counted++
-		case "stddev":
+		case a.function == "stddev":
 			dst = appendFloat(field(dst, a.function), math.Sqrt(row.SumSquares/float64(row.Count)))
-		case "count":
+		case a.function == "count":
 			dst = appendFloat(field(dst, a.function), float64(row.Count))
 		default:
 			dst = appendAggregate(field(dst, a.function), a.function, row)

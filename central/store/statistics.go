@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
@@ -47,6 +48,42 @@ func (q *StatisticsQuery) Bucket(t, start int64) int64 {
 		k--
 	}
 	return k
+}
+
+// GroupOf returns the values of the fields by which a sample is grouped, nil where
+// one is unknown; ok is false for a sample that lacks a metadata key.
+func GroupOf(s *Sample, by []Group) (group []*string, ok bool) {
+	for _, g := range by {
+		if g.Field == FieldMetadata {
+			v, ok := NewDocument(s.Metadata).Lookup(g.Key)
+			if !ok {
+				return nil, false
+			}
+			group = append(group, Text(v))
+			continue
+		}
+		text, _ := s.Text(g.Field)
+		if text == "" {
+			group = append(group, nil)
+			continue
+		}
+		group = append(group, &text)
+	}
+	return group, true
+}
+
+// RowKey returns a text that tells rows of statistics apart.
+func RowKey(bucket int64, group []*string, unit string) string {
+	b := binary.LittleEndian.AppendUint64(nil, uint64(bucket))
+	for _, g := range group {
+		if g == nil {
+			b = append(b, '-')
+		} else {
+			b = append(append(b, '+'), *g...)
+		}
+		b = append(b, 0)
+	}
+	return string(append(b, unit...))
 }
 
 // SortStatistics puts rows into the order that [Store.Statistics] promises.

@@ -243,12 +243,12 @@ func (s *Store) Statistics(ctx context.Context, q store.StatisticsQuery) ([]stor
 	}
 	rows := map[string]*row{}
 	for _, sm := range found {
-		group, ok := groupOf(&sm, q.GroupBy)
+		group, ok := store.GroupOf(&sm, q.GroupBy)
 		if !ok {
 			continue
 		}
 		bucket := q.Bucket(sm.Time, start)
-		key := rowKey(bucket, group, sm.Unit)
+		key := store.RowKey(bucket, group, sm.Unit)
 		r := rows[key]
 		if r == nil {
 			r = &row{stats: store.Statistics{Group: group, Unit: sm.Unit, Bucket: bucket, Start: start}}
@@ -265,42 +265,6 @@ func (s *Store) Statistics(ctx context.Context, q store.StatisticsQuery) ([]stor
 	}
 	store.SortStatistics(out)
 	return out, nil
-}
-
-func groupOf(sm *store.Sample, by []store.Group) (group []*string, ok bool) {
-	for _, g := range by {
-		if g.Field == store.FieldMetadata {
-			v, ok := store.NewDocument(sm.Metadata).Lookup(g.Key)
-			if !ok {
-				return nil, false
-			}
-			group = append(group, store.Text(v))
-			continue
-		}
-		text, _ := sm.Text(g.Field)
-		if text == "" {
-			group = append(group, nil)
-			continue
-		}
-		group = append(group, &text)
-	}
-	return group, true
-}
-
-func rowKey(bucket int64, group []*string, unit string) string {
-	var b strings.Builder
-	for i := range 8 {
-		b.WriteByte(byte(bucket >> (8 * i)))
-	}
-	for _, g := range group {
-		if g == nil {
-			b.WriteString("-\x00")
-		} else {
-			b.WriteString("+" + *g + "\x00")
-		}
-	}
-	b.WriteString(unit)
-	return b.String()
 }
 
 func aggregate(a *store.Statistics, samples []store.Sample, q store.StatisticsQuery) {

@@ -107,7 +107,7 @@ func (s *Store) Usage(ctx context.Context, q store.UsageQuery, yield func(store.
 				v, _ := store.NewDocument(sm.Metadata).Lookup(path)
 				u.Split = append(u.Split, store.Text(v))
 			}
-			key := rowKey(0, append(slices.Clone(u.Split), &u.Name, new(string(u.Kind)), &u.Resource, &u.Source, &u.Project), u.Unit)
+			key := store.RowKey(0, append(slices.Clone(u.Split), &u.Name, new(string(u.Kind)), &u.Resource, &u.Source, &u.Project), u.Unit)
 			if rows[key] == nil {
 				u.First, u.Last = since, since
 				rows[key] = &u
