@@ -130,15 +130,30 @@ bench-notifier: go build bin/lab ## µs of CPU a notification, beside Ceilometer
 bench-compare: go ## compare the benchmarks with REF=HEAD~1 by benchstat
 	@scripts/bench-compare.sh "$(GO)" $(REF)
 
+.PHONY: packages
+packages: go ## build the deb and rpm packages of both programs for amd64 and arm64 into dist/
+	packaging/build.sh dist
+	@ls -l dist
+
+.PHONY: test-packages
+test-packages: go ## install, start, upgrade and purge the packages, in a root and in a guest that boots Debian (root)
+	@scripts/packages.sh "the guest" $(PACKAGES_VM) debootstrap
+	$(GO) test -tags lab -count=1 -v -timeout 60m $(EXEC) ./test/packages -args -guest
+
+.PHONY: release
+release: go ## packages, SBOM and checksums in dist/; reproducible, licences and vulnerabilities checked
+	@scripts/packages.sh "a release" jq
+	scripts/release.sh
+
 .PHONY: check
 check: go ## formatting, vet, staticcheck, generated files, import rule
 	@bad=$$($(FILES) | xargs $(TOOL) gofumpt -l); [ -z "$$bad" ] || { echo "$$bad"; echo "gofumpt: run \`make format\`"; exit 1; } >&2
 	$(GO) vet -tags lab ./...
-	$(GO) vet -tags testhooks ./cmd/kvmeter
+	$(GO) vet -tags testhooks,manual ./cmd/...
 	$(TOOL) staticcheck -tags lab ./...
 	$(GO) test ./test
 	@scripts/generated.sh
-	@for f in scripts/*.sh .ci/run; do bash -n $$f; done
+	@for f in scripts/*.sh packaging/*.sh packaging/scripts/*.sh .ci/run; do bash -n $$f; done
 
 .PHONY: format
 format: ## format the Go and C sources
@@ -164,4 +179,4 @@ bin/lab: go
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist

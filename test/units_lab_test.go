@@ -19,7 +19,7 @@ const units = "../packaging/systemd"
 // TestUnitsExposeLittle has systemd say how much the units could do to a host,
 // from 0 to 10. `systemd-analyze security --offline=true UNIT` shows the parts.
 func TestUnitsExposeLittle(t *testing.T) {
-	for unit, most := range map[string]float64{"kvmeter-agent": 2.0, "kvmeter-notifier": 1.5, "kvmeter-central": 1.5} {
+	for unit, most := range map[string]float64{"kvmeter-agent": 2.0, "kvmeter-up": 2.0, "kvmeter-notifier": 1.5, "kvmeter-central": 1.5} {
 		path := filepath.Join(units, unit+".service")
 		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", path).CombinedOutput()
 		m := regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`).FindSubmatch(out)
@@ -54,9 +54,9 @@ func TestUnitsAreValid(t *testing.T) {
 	}
 }
 
-// TestAgentsUnitGivesWhatIsDocumented compares its capabilities with the table in
+// TestUnitsGiveTheAgentWhatIsDocumented compares its capabilities with the table in
 // docs/privileges.md, of which each row is tested.
-func TestAgentsUnitGivesWhatIsDocumented(t *testing.T) {
+func TestUnitsGiveTheAgentWhatIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("../docs/privileges.md")
 	if err != nil {
 		t.Fatal(err)
@@ -66,14 +66,16 @@ func TestAgentsUnitGivesWhatIsDocumented(t *testing.T) {
 		t.Fatal("no row of the profile standard in docs/privileges.md")
 	}
 	want := regexp.MustCompile(`CAP_\w+`).FindAllString(string(row[1]), -1)
-	unit, err := os.ReadFile(filepath.Join(units, "kvmeter-agent.service"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, setting := range []string{"AmbientCapabilities", "CapabilityBoundingSet"} {
-		m := regexp.MustCompile("(?m)^" + setting + "=(.*)$").FindSubmatch(unit)
-		if m == nil || !slices.Equal(strings.Fields(string(m[1])), want) {
-			t.Errorf("%s is %q, want %q", setting, m, want)
+	for _, name := range []string{"kvmeter-agent", "kvmeter-up"} {
+		unit, err := os.ReadFile(filepath.Join(units, name+".service"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, setting := range []string{"AmbientCapabilities", "CapabilityBoundingSet"} {
+			m := regexp.MustCompile("(?m)^" + setting + "=(.*)$").FindSubmatch(unit)
+			if m == nil || !slices.Equal(strings.Fields(string(m[1])), want) {
+				t.Errorf("%s of %s is %q, want %q", setting, name, m, want)
+			}
 		}
 	}
 }

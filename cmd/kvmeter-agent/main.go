@@ -30,16 +30,6 @@ import (
 	"github.com/kvmeter/kvmeter/sample"
 )
 
-func main() {
-	ctx, stop := daemon.Context(context.Background())
-	err := command().ExecuteContext(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "Error:", err)
-		os.Exit(1)
-	}
-}
-
 func command() *cobra.Command {
 	var flags daemon.Flags
 	var withoutBPF, dryRun bool

@@ -134,6 +134,9 @@ func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger
 		}
 		deps.Publisher, deps.Registry = local, registry
 		a, err := agent.New(cfg.Agent, deps)
+		if err == nil && os.Getuid() != 0 { // root's folders may be another user's, which takes a capability
+			err = a.DropCapabilities(ctx)
+		}
 		if err == nil {
 			hangUps := func(ctx context.Context) error {
 				return daemon.OnHangup(ctx, log, func() error {
@@ -144,7 +147,8 @@ func runUp(ctx context.Context, cfg control.Up, withoutBPF bool, log *zap.Logger
 					return n.Reload(ctx, cfg.Notifier)
 				})
 			}
-			err = runInOrder(ctx, a.Run, n.Run, ingest.Run, metrics.Serve, hangUps)
+			notify := func(ctx context.Context) error { return daemon.Notify(ctx, log, a.Stuck) }
+			err = runInOrder(ctx, a.Run, n.Run, ingest.Run, metrics.Serve, hangUps, notify)
 		}
 		return errors.Join(err, closeLife(), done(), n.Close())
 	})
