@@ -9,7 +9,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -216,10 +215,10 @@ func parseTrait(data []byte) (Trait, error) {
 	return t, nil
 }
 
-// parseISO reads a time as [AppendTime] writes it.
+// parseISO reads a time as [AppendTime] or anything of Ceilometer writes it.
 func parseISO(s string) (int64, error) {
-	at, err := time.Parse("2006-01-02T15:04:05", strings.TrimSuffix(s, "+00:00"))
-	if err != nil {
+	at, ok := parseForeignTime(s)
+	if year := at.UTC().Year(); !ok || year < 1 || year > 9999 {
 		return 0, fmt.Errorf("%q is no time of the form 2006-01-02T15:04:05.000000", s)
 	}
 	return at.UnixMicro(), nil

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -104,10 +105,24 @@ func TestParseEventSaysWhatIsWrong(t *testing.T) {
 		head + `"traits": [["a", 7, 1]]}`:                           `"a": unknown type 7`,
 		head + `"traits": [["a", 2, 1.5]]}`:                         `"a": json: cannot unmarshal number 1.5`,
 		head + `"traits": [["a", 1, "b"], ["a", 1, null]]}`:         `trait 1: "a": its value is null`,
-		head + `"traits": [["a", 4, "2026-01-01T00:00:00+02:00"]]}`: `no time of the form`,
+		head + `"traits": [["a", 4, "2026-01-01T00:00:00+25:00"]]}`: `no time of the form`,
+		head + `"traits": [["a", 4, "9999-12-31T23:00:00-02:00"]]}`: `no time of the form`,
 	} {
 		if _, err := ParseEvent([]byte(text)); !errors.Is(err, ErrMalformedEvent) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\ngot  %v\nwant %s", text, err, want)
+		}
+	}
+}
+
+func TestTimesOfEvents(t *testing.T) {
+	want := time.Date(2026, 1, 1, 10, 0, 0, 500_000_000, time.UTC).UnixMicro()
+	for _, text := range []string{
+		"2026-01-01T10:00:00.5", "2026-01-01 10:00:00.500000", "2026-01-01T10:00:00.5Z", "2026-01-01T10:00:00.500000+00:00",
+		"2026-01-01T12:00:00.5+02:00", "2025-12-31 23:00:00.5-11:00",
+	} {
+		e, err := ParseEvent([]byte(`{"message_id": "m", "event_type": "e", "generated": "` + text + `", "traits": [["a", 4, "` + text + `"]]}`))
+		if err != nil || e.Generated != want || e.Traits[0].Int != want {
+			t.Errorf("%s: got %+v, %v", text, e, err)
 		}
 	}
 }
