@@ -23,7 +23,7 @@ const aioSlots = 1 << 20
 const aioMax = "/proc/sys/fs/aio-max-nr"
 
 // checkHost says in one sentence each what guests need and this machine lacks.
-func checkHost() error {
+func checkHost(daemon string) error {
 	var errs []error
 	if runtime.GOARCH != "amd64" {
 		errs = append(errs, errors.New("the lab's guests need an x86-64 machine"))
@@ -34,7 +34,7 @@ func checkHost() error {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		errs = append(errs, errors.New("no /dev/net/tun, which guests' NICs need: load it with `modprobe tun`"))
 	}
-	errs = append(errs, checkCommands("libvirtd", "qemu-system-x86_64", "qemu-img", "gcc", "as", "ld", "ip"))
+	errs = append(errs, checkCommands(daemon, "qemu-system-x86_64", "qemu-img", "gcc", "as", "ld", "ip"))
 	return errors.Join(errs...)
 }
 

@@ -67,7 +67,17 @@ type Options struct {
 	// Cache holds kernel, guest images and libvirt's knowledge of QEMU, for all
 	// labs. Default: kvmeter-lab in the user's cache folder.
 	Cache string
+	// Daemon is the program that is libvirt: libvirtd (default), or virtqemud where
+	// libvirt is modular.
+	Daemon string
+	// Container has it run with its guests in a PID namespace of its own, where the
+	// lab's folder instances is also [ContainerInstances]. The guests end with it.
+	Container bool
 }
+
+// ContainerInstances is where a daemon in a container sees the guests' files, too; a
+// guest's XML names them so with [Lab.Contained]. On the host nothing is there.
+const ContainerInstances = "/mnt"
 
 // Lab is one compute node. Its methods may be called from several goroutines.
 type Lab struct {
@@ -75,6 +85,9 @@ type Lab struct {
 	id    string
 	cache string
 	log   *zap.Logger
+
+	daemon    string
+	container bool
 }
 
 // New opens the lab in dir, and makes the folder where there is none. Nothing
@@ -103,7 +116,10 @@ func New(dir string, opts Options) (*Lab, error) {
 	if opts.Log == nil {
 		opts.Log = zap.NewNop()
 	}
-	return &Lab{dir: dir, id: labID(dir), cache: opts.Cache, log: opts.Log}, nil
+	if opts.Daemon == "" {
+		opts.Daemon = "libvirtd"
+	}
+	return &Lab{dir: dir, id: labID(dir), cache: opts.Cache, log: opts.Log, daemon: opts.Daemon, container: opts.Container}, nil
 }
 
 // checkDir refuses folders that a lab cannot work in.
@@ -142,7 +158,7 @@ func (l *Lab) Close() error {
 	defer cancel()
 	// libvirtd first, so that it does not report guests that end, then all else.
 	err := errors.Join(
-		l.end(ctx, "libvirtd", isLibvirtd),
+		l.end(ctx, "libvirtd", l.isLibvirtd),
 		l.end(ctx, "guests and broker", func(process) bool { return true }),
 		l.removeBridge(),
 		l.restoreAIO(),

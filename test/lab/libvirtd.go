@@ -54,16 +54,25 @@ log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
 )
 
 // Socket is the path of libvirtd's read-write socket, for root.
-func (l *Lab) Socket() string { return l.path("run", "libvirt-sock") }
+func (l *Lab) Socket() string {
+	if l.daemon != "libvirtd" {
+		return l.path("run", l.daemon+"-sock")
+	}
+	return l.path("run", "libvirt-sock")
+}
+
+// Contained are edits of a guest's XML by which its files are where only the
+// container of libvirtd and QEMU has them.
+func (l *Lab) Contained() []string { return []string{l.path("instances"), ContainerInstances} }
 
 // ReadOnlySocket is the path of libvirtd's read-only socket, for everybody.
-func (l *Lab) ReadOnlySocket() string { return l.path("run", "libvirt-sock-ro") }
+func (l *Lab) ReadOnlySocket() string { return l.Socket() + "-ro" }
 
 // StartLibvirt starts the lab's libvirtd and returns when it answers; if it
 // runs already, nothing happens. Guests that ran under an earlier libvirtd of
 // this lab are found again. It needs root and the packages of [Packages].
 func (l *Lab) StartLibvirt(ctx context.Context) error {
-	if err := checkHost(); err != nil {
+	if err := checkHost(l.daemon); err != nil {
 		return err
 	}
 	if pid, err := l.LibvirtPID(); err == nil && pid != 0 {
@@ -73,6 +82,9 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 		if err := os.MkdirAll(l.path(d.name), 0o755); err != nil {
 			return fmt.Errorf("start libvirtd: %w", err)
 		}
+	}
+	if err := os.MkdirAll(l.path("instances"), 0o755); err != nil {
+		return fmt.Errorf("start libvirtd: %w", err)
 	}
 	for name, text := range map[string]string{"etc/qemu.conf": qemuConf, "libvirtd.conf": libvirtdConf} {
 		if err := os.WriteFile(l.path(name), []byte(text), 0o644); err != nil {
@@ -88,12 +100,16 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 		return fmt.Errorf("start libvirtd: %w", err)
 	}
 	defer func() { _ = stderr.Close() }()
-	cmd := exec.Command("sh", "-c", libvirtdScript, "libvirtd.sh", l.dir)
+	cmd := exec.Command("sh", "-c", libvirtdScript, "libvirtd.sh", l.dir, l.daemon)
 	cmd.Stderr = stderr
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), idVariable+"="+l.id, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	// Go makes the namespace's mounts private before it runs the script.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setsid: true}
+	if l.container {
+		cmd.Args = append(cmd.Args, ContainerInstances)
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start libvirtd: %w", err)
 	}
@@ -148,7 +164,7 @@ func (l *Lab) Connect(ctx context.Context) (*libvirt.Libvirt, error) {
 	return conn, nil
 }
 
-// LibvirtPID is libvirtd's process id, 0 when it does not run.
+// LibvirtPID is libvirtd's process id, 0 when it does not run or is in a container.
 func (l *Lab) LibvirtPID() (int, error) {
 	pid, err := readNumber(l.path("libvirtd.pid"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -166,12 +182,12 @@ func (l *Lab) LibvirtPID() (int, error) {
 // StopLibvirt ends libvirtd as its service would and waits for its end. Guests
 // run on.
 func (l *Lab) StopLibvirt(ctx context.Context) error {
-	return l.end(ctx, "libvirtd", isLibvirtd)
+	return l.end(ctx, "libvirtd", l.isLibvirtd)
 }
 
 // KillLibvirt ends libvirtd with SIGKILL. Guests run on.
 func (l *Lab) KillLibvirt(ctx context.Context) error {
-	return l.kill(ctx, "libvirtd", isLibvirtd)
+	return l.kill(ctx, "libvirtd", l.isLibvirtd)
 }
 
 // What libvirt finds out about QEMU when the first domain is defined takes it

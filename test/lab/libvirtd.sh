@@ -1,4 +1,6 @@
-# libvirtd.sh LAB: runs libvirtd on the lab's folders instead of the machine's.
+# libvirtd.sh LAB DAEMON [INSTANCES]: runs libvirt's DAEMON on the lab's folders instead
+# of the machine's; with INSTANCES as the first process of a PID namespace, with
+# the guests' files there, too.
 #
 # Runs in a mount namespace of its own, so none of these mounts is seen outside.
 # The control groups are hidden: without them libvirt neither makes any (two
@@ -40,4 +42,10 @@ done
 
 export DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent
 unset NOTIFY_SOCKET LISTEN_FDS LISTEN_PID
-exec libvirtd -f "$lab/libvirtd.conf" -p "$lab/libvirtd.pid"
+if [ -z "$3" ]; then
+	exec "$2" -f "$lab/libvirtd.conf" -p "$lab/libvirtd.pid"
+fi
+mount -t proc proc /proc
+mount --bind "$scratch/lab/instances" "$3"
+"$2" -f "$lab/libvirtd.conf" -p "$lab/libvirtd.pid" &
+wait $!

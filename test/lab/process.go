@@ -44,9 +44,10 @@ func (p process) name() string {
 	return filepath.Base(p.args[0])
 }
 
-func isLibvirtd(p process) bool { return p.name() == "libvirtd" }
-func isBroker(p process) bool   { return p.name() == "beam.smp" }
-func isEPMD(p process) bool     { return p.name() == "epmd" }
+func (l *Lab) isLibvirtd(p process) bool { return p.name() == l.daemon }
+
+func isBroker(p process) bool { return p.name() == "beam.smp" }
+func isEPMD(p process) bool   { return p.name() == "epmd" }
 
 // processes finds the lab's processes by their environment and arguments. The
 // dead that nobody has waited for yet have neither.
