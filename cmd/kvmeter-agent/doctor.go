@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,8 @@ func doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Say what this host offers, what is missing and which meters that costs",
 		Long: `Doctor tries what the agent would use on this host, as this user: the kernel's BPF,
-the hooks, netlink, libvirt. It attaches nothing and leaves nothing.
+the hooks, netlink, libvirt, and the configuration. It attaches nothing and leaves
+nothing.
 
 With --cost it has the kernel time the BPF programs of the agent that runs on this
 host, for some seconds: how often each runs and how long. That takes root, and
@@ -48,7 +50,10 @@ each run of any BPF program on the host costs some 20 to 40 ns more meanwhile.`,
 			}
 			p := &printer{out: cmd.OutOrStdout(), json: format == "json"}
 			if !cost {
-				return p.parts(host.Examine(cmd.Context(), zap.NewNop(), cfg.Config, withoutBPF))
+				cfg.Partitions = cfg.AMQP.Partitions
+				err := check(cfg)
+				parts := []host.Part{host.Configuration(cmp.Or(flags.Config, "the defaults"), err, cfg.Notes)}
+				return p.parts(append(parts, host.Examine(cmd.Context(), zap.NewNop(), cfg.Config, withoutBPF)...))
 			}
 			if socket == "" {
 				socket = cfg.Socket

@@ -25,6 +25,23 @@ func TestDoctorPrints(t *testing.T) {
 	}
 }
 
+func TestDoctorTellsOfTheConfiguration(t *testing.T) {
+	t.Setenv("KVMETER_LIBVIRT", "off")
+	t.Setenv("KVMETER_IPMI__DEVICE", `""`)
+	for file, want := range map[string][]string{
+		"testdata/config/polling.bad.yaml":  {"configuration  wrong", "configuration: the agent would not start: testdata/polling-broken.yaml: line "},
+		"testdata/config/untaken.good.yaml": {"configuration  worse", "compute.fetch_extra_metadata has no effect", "\n  testdata/etc/untaken/ceilometer.conf:6 "},
+		"testdata/config/ceilometer.golden": {"configuration  ok       testdata/config/ceilometer.golden\n"},
+	} {
+		out, err := cmdtest.Run(t, command(), "doctor", "--without-bpf", "--config", file)
+		for _, part := range want {
+			if err != nil || !strings.Contains(out, part) {
+				t.Errorf("%s: it does not say %q: %v\n%s", file, part, err, out)
+			}
+		}
+	}
+}
+
 func TestDoctorRefuses(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	nobody := filepath.Join(t.TempDir(), "agent.sock")

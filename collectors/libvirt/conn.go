@@ -96,7 +96,7 @@ func dial(ctx context.Context, sockets []string, timeout time.Duration) (*link, 
 		}
 	}
 	if len(errs) == 0 {
-		return nil, fmt.Errorf("there is no socket %s", strings.Join(sockets, " or "))
+		return nil, fmt.Errorf("there is no socket %s (is libvirtd or virtqemud there? one in a container may have its socket elsewhere, which the setting libvirt names)", strings.Join(sockets, " or "))
 	}
 	return nil, errors.Join(errs...)
 }
@@ -104,7 +104,12 @@ func dial(ctx context.Context, sockets []string, timeout time.Duration) (*link, 
 func dialOne(ctx context.Context, path string, timeout time.Duration) (*link, error) {
 	dialer := net.Dialer{Timeout: timeout}
 	conn, err := dialer.DialContext(ctx, "unix", path)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("connect to libvirt at %s: %w (this user needs to be let in: unix_sock_ro_perms in libvirtd.conf, SocketMode= of the socket's unit, or the folders above it)", path, fs.ErrPermission)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("connect to libvirt at %s: nobody listens there", path)
+	case err != nil:
 		return nil, fmt.Errorf("connect to libvirt: %w", err)
 	}
 	pc := &packetConn{Conn: conn, dead: make(chan struct{})}

@@ -100,7 +100,7 @@ func TestDialGivesUp(t *testing.T) {
 
 func TestDialSaysWhichSocketsAreMissing(t *testing.T) {
 	_, err := dial(t.Context(), []string{"/nowhere/a", "/nowhere/b"}, time.Second)
-	if want := "there is no socket /nowhere/a or /nowhere/b"; err == nil || err.Error() != want {
+	if want := "there is no socket /nowhere/a or /nowhere/b (is libvirtd or virtqemud there? one in a container may have its socket elsewhere, which the setting libvirt names)"; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}
 }

@@ -75,6 +75,7 @@ func (f *Flags) Load(file string, cfg any) error {
 		}
 		path = found
 	}
+	f.Config = path
 	var err error
 	f.origins, err = config.Load(path, os.Environ(), cfg)
 	return err

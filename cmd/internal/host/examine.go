@@ -24,10 +24,10 @@ import (
 // Part is something that an agent reads its host by.
 type Part struct {
 	Name  string   `json:"part"`
-	State string   `json:"state"`           // ok, worse (something else stands in) or missing
+	State string   `json:"state"`           // ok, worse (something else stands in), missing, or wrong
 	By    string   `json:"by,omitempty"`    // who does it
 	Why   string   `json:"why,omitempty"`   // it is not ok, and what to do
-	Costs []string `json:"costs,omitempty"` // meters that are missing for it, as in polling.yaml
+	Costs []string `json:"costs,omitempty"` // names and patterns of meters that are missing for it, as in polling.yaml
 }
 
 // The states of a part.
@@ -35,6 +35,7 @@ const (
 	ok      = "ok"
 	worse   = "worse"
 	missing = "missing"
+	wrong   = "wrong"
 )
 
 // Examine says what this host offers an agent of the configuration, for this
@@ -47,6 +48,7 @@ func Examine(ctx context.Context, log *zap.Logger, cfg agent.Config, withoutBPF 
 	if !withoutBPF {
 		x.hooks(log)
 		x.life()
+		x.kvm()
 	}
 	x.links()
 	x.hardware(ctx, cfg)
@@ -61,6 +63,19 @@ func Examine(ctx context.Context, log *zap.Logger, cfg agent.Config, withoutBPF 
 		parts[i] = x.parts[i].Part
 	}
 	return parts
+}
+
+// Configuration is the part about the agent's configuration: what it would refuse to
+// start for, if anything, and what else is odd.
+func Configuration(file string, err error, notes []string) Part {
+	p := Part{Name: "configuration", State: ok, By: file}
+	switch {
+	case err != nil:
+		p.State, p.Why = wrong, fmt.Sprintf("the agent would not start: %v", err)
+	case len(notes) > 0:
+		p.State, p.Why = worse, strings.Join(notes, "\n  ")
+	}
+	return p
 }
 
 type examination struct {
@@ -152,6 +167,15 @@ func (x *examination) life() {
 	x.add("hooks life", by, err, sample.Free)
 }
 
+func (x *examination) kvm() {
+	by := ""
+	programs, err := all.KVM(false)
+	if err == nil {
+		by, err = string(sample.KVM), programs.Close()
+	}
+	x.add("KVM", by, err, sample.KVM)
+}
+
 func (x *examination) links() {
 	links, err := rtnl.Open()
 	if err == nil {
@@ -198,5 +222,33 @@ func (x *examination) costs(origins []sample.Origin) []string {
 		}
 		names = append(names, m.Name)
 	}
-	return names
+	return fold(names)
+}
+
+// fold has patterns stand for the meters that begin alike, where there are several and
+// none is left out.
+func fold(names []string) (folded []string) {
+	for _, name := range names {
+		short := name
+		for i := range name {
+			if name[i] == '.' && short == name {
+				alike, missing := 0, 0
+				for _, m := range sample.Catalogue {
+					if strings.HasPrefix(m.Name, name[:i+1]) {
+						alike++
+						if slices.Contains(names, m.Name) {
+							missing++
+						}
+					}
+				}
+				if alike > 1 && alike == missing {
+					short = name[:i+1] + "*"
+				}
+			}
+		}
+		if !slices.Contains(folded, short) {
+			folded = append(folded, short)
+		}
+	}
+	return folded
 }
