@@ -40,30 +40,83 @@ func (r *reader) length(most uint64) int {
 // and then in the order they were stored.
 type rows struct {
 	times, seqs, nodes, holders, metas []uint64
+
+	// Of a part that is not merged yet: its chunks, which have no records of
+	// their own. Decoded, they are good as long as the record.
+	chunks []byte
+	count  uint64
 }
 
 func (t *rows) reset() {
 	t.times, t.seqs, t.nodes, t.holders, t.metas = t.times[:0], t.seqs[:0], t.nodes[:0], t.holders[:0], t.metas[:0]
+	t.chunks, t.count = nil, 0
 }
 
+// partVersion begins the record of rows that their chunks follow.
+const partVersion = recordVersion + 1
+
 func (t *rows) append(dst []byte) []byte {
-	dst = binary.AppendUvarint(append(dst, recordVersion), uint64(len(t.times)))
+	version := byte(recordVersion)
+	if t.count > 0 {
+		version = partVersion
+	}
+	dst = binary.AppendUvarint(append(dst, version), uint64(len(t.times)))
 	for _, v := range [...][]uint64{t.times, t.seqs, t.nodes, t.holders, t.metas} {
 		dst = appendVector(dst, v)
 	}
+	if t.count > 0 {
+		dst = append(binary.AppendUvarint(dst, t.count), t.chunks...)
+	}
 	return dst
+}
+
+// addChunk adds a chunk of the part. Its newest sample is from last.
+func (t *rows) addChunk(h hour, meter uint32, last int64, value []byte) {
+	t.chunks = binary.AppendUvarint(t.chunks, uint64(meter))
+	t.chunks = binary.AppendUvarint(t.chunks, uint64(last)-uint64(int64(h)*hourLength))
+	t.chunks = append(binary.AppendUvarint(t.chunks, uint64(len(value))), value...)
+	t.count++
+}
+
+// eachChunk calls each with the chunks that follow the rows.
+func (t *rows) eachChunk(h hour, each func(meter uint32, last int64, value []byte) error) error {
+	r := reader{src: t.chunks}
+	for range t.count {
+		meter := r.number()
+		last := int64(uint64(int64(h)*hourLength) + uint64(r.number()))
+		value := r.bytes(r.uvarint())
+		if r.err != nil {
+			break
+		}
+		if err := each(meter, last, value); err != nil {
+			return err
+		}
+	}
+	return r.done("chunks of a part")
 }
 
 func (t *rows) decode(src []byte) error {
 	t.reset()
 	r := reader{src: src}
-	r.version()
+	part := len(src) > 0 && src[0] == partVersion
+	if part {
+		r.byte()
+	} else {
+		r.version()
+	}
 	n := r.length(maxRows)
 	t.times = r.vector(t.times, n)
 	t.seqs = r.vector(t.seqs, n)
 	t.nodes = r.vector(t.nodes, n)
 	t.holders = r.vector(t.holders, n)
 	t.metas = r.vector(t.metas, n)
+	if part {
+		t.count = r.uvarint()
+		t.chunks, r.src = r.src, nil
+		if t.count == 0 {
+			r.fail()
+		}
+	}
 	return r.done("rows")
 }
 

@@ -142,7 +142,7 @@ func TestFloatsKeepEveryBit(t *testing.T) {
 func records() map[string][]byte {
 	v := vectors()
 	ones := func(n int, w uint64) []uint64 { return slices.Repeat([]uint64{w}, n) }
-	t := rows{v["jitter"], v["linear"], ones(50, 3), ones(50, 9), v["runs"][60:110]}
+	t := rows{times: v["jitter"], seqs: v["linear"], nodes: ones(50, 3), holders: ones(50, 9), metas: v["runs"][60:110]}
 	every := make([]uint64, 50)
 	for i := range every {
 		every[i] = uint64(i)
@@ -158,6 +158,9 @@ func records() map[string][]byte {
 		[]sample.ID{{}, {UUID: [16]byte{1, 2}}, {Text: "foreign"}},
 	}
 	floats := chunk{1, []uint64{0, 2}, []uint64{0, 0}, []uint64{1, 1}, []byte{2, 2}, []uint64{math.Float64bits(12.5), math.Float64bits(-0.25)}, nil}
+	flushed := t
+	flushed.addChunk(490896, 7, 490896*hourLength+1, c.append(nil, 50))
+	flushed.addChunk(490896, 9, 490897*hourLength-1, floats.append(nil, 50))
 	info := batchInfo{sample.BatchID{9: 1}, 1767225600123456, 1767225600000000, 1767225600000999, []uint32{1, 2, 3, 500, math.MaxUint32}}
 	where := place{1 << 40, 7, []day{-1, 0, 20454}}
 	m := []*meter{{no: 4}, {no: 2}}
@@ -184,6 +187,7 @@ func records() map[string][]byte {
 		"rollup-floats":  rollupRecord(10e6, func(i int) sample.Volume { return sample.Float(1 / float64(i+3)) }, sample.Gauge),
 		"rollup-mixed":   rollupRecord(10e6, func(i int) sample.Volume { return []sample.Volume{sample.Uint(7), sample.Float(-0.5)}[i%2] }, sample.Gauge),
 		"rows":           t.append(nil),
+		"rows-flushed":   flushed.append(nil),
 		"chunk":          c.append(nil, 50),
 		"chunk-mixed":    some.append(nil, 50),
 		"chunk-floats":   floats.append(nil, 50),
@@ -249,7 +253,13 @@ var decoders = map[string]func(src []byte) (again []byte, err error){
 		if err != nil || len(t.times) == 0 {
 			return nil, errors.Join(err, errCorrupt)
 		}
-		return t.append(nil), err
+		again := t
+		again.chunks, again.count = nil, 0
+		err = t.eachChunk(490896, func(meter uint32, last int64, value []byte) error {
+			again.addChunk(490896, meter, last, value)
+			return nil
+		})
+		return again.append(nil), err
 	},
 	"chunk": func(src []byte) ([]byte, error) {
 		var c chunk
@@ -313,6 +323,8 @@ func kindOf(record string) string {
 		return "rollup-floats"
 	case "chunk-mixed", "chunk-floats":
 		return "chunk"
+	case "rows-flushed":
+		return "rows"
 	case "place-empty":
 		return "place"
 	}

@@ -162,6 +162,8 @@ type flusher struct {
 	spare []*series
 	key   []byte
 	value []byte
+	// chunks of the part being encoded
+	chunks []byte
 }
 
 // series collects the points of one meter for a part.
@@ -298,7 +300,8 @@ func (f *flusher) resource(r *resource, refs []rowRef) error {
 	return f.batch.Set(f.key, f.value, nil)
 }
 
-// part writes rows of one hour and their chunks.
+// part writes rows of one hour and their chunks, as one record: most parts are
+// merged with others soon, and a record costs more than what it holds.
 func (f *flusher) part(r *resource, meters []*meter, st *state, h hour, p part, refs []rowRef) error {
 	f.rows.reset()
 	for n, ref := range refs {
@@ -335,18 +338,17 @@ func (f *flusher) part(r *resource, meters []*meter, st *state, h hour, p part, 
 			}
 		}
 	}
+	f.rows.chunks = f.chunks[:0]
+	for _, sr := range f.used {
+		sr.length = sr.last - sr.first
+		f.value = sr.append(f.value[:0], len(refs))
+		f.rows.addChunk(h, sr.meter.no, sr.last, f.value)
+		f.slots[sr.meter.no] = nil
+	}
+	f.chunks = f.rows.chunks
 	f.key, f.value = rowsKey(f.key[:0], h, r.no, p), f.rows.append(f.value[:0])
 	if err := f.batch.Set(f.key, f.value, nil); err != nil {
 		return err
-	}
-	for _, sr := range f.used {
-		sr.length = sr.last - sr.first
-		f.key = chunkKey(f.key[:0], h, sr.meter.no, r.no, sr.last, p)
-		f.value = sr.append(f.value[:0], len(refs))
-		if err := f.batch.Set(f.key, f.value, nil); err != nil {
-			return err
-		}
-		f.slots[sr.meter.no] = nil
 	}
 	f.newest(meters, st, refs)
 	f.spare = append(f.spare, f.used...)

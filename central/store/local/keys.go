@@ -15,8 +15,8 @@ import (
 //	w seq                                 batch as received, until it is flushed
 //	s epoch node-name                     sequence numbers stored of a node's epoch
 //	b batch-id                            where the batch is, or only that it is stored
-//	c hour meter resource last-time part  chunk: the volumes of a series
-//	t hour resource part                  times, batches, holders, metadata of the chunks' rows
+//	c hour meter resource last-time part  chunk: the volumes of a series, merged
+//	t hour resource part                  times, batches, holders, metadata of the chunks' rows; until it is merged the chunks too
 //	g hour generation                     resources of which that flush wrote, until the hour is rolled up
 //	R day meter resource hour             rollups of a series' hour
 //	n day node seq                        batch: id, time recorded, resources

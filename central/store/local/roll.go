@@ -127,7 +127,11 @@ type hourRoller struct {
 	rows        *pebble.Iterator
 	series      map[uint32]*pebble.Iterator // of the chunks, by meter
 
-	parts    []rolledPart // of a resource
+	parts    []rolledPart  // of a resource
+	unmerged [][]partChunk // by number of the meter: chunks of parts that are not merged yet
+	left     int           // how many there are
+	merged   bool          // there are parts whose chunks have records of their own
+	bytes    []byte        // that hold the chunks
 	all      rows
 	order    []int // of all rows by time
 	position []int // of the rows in order
@@ -143,6 +147,12 @@ type rolledPart struct {
 	part   part
 	from   int
 	length int
+}
+
+// partChunk is a chunk that follows the rows of a part.
+type partChunk struct {
+	at    int // position of the part
+	value []byte
 }
 
 // rolledSeries is a series of the resource with all its points of the hour.
@@ -173,7 +183,9 @@ func (s *Store) rollHour(h hour) (err error) {
 	if err != nil {
 		return err
 	}
-	r := &hourRoller{view: v, hour: h, generations: generations, batch: s.db.NewBatch(), series: map[uint32]*pebble.Iterator{}}
+	r := &hourRoller{
+		view: v, hour: h, generations: generations, batch: s.db.NewBatch(), series: map[uint32]*pebble.Iterator{}, unmerged: make([][]partChunk, len(v.meters)),
+	}
 	defer func() { err = errors.Join(err, r.close()) }()
 	resources, err := r.list()
 	if err != nil {
@@ -280,7 +292,7 @@ func (r *hourRoller) resource(res *resource) error {
 		return err
 	}
 	r.sortRows()
-	merge := len(r.parts) > 1
+	merge := len(r.parts) > 1 || r.left > 0
 	n := 0
 	for _, m := range r.metersOf(res) {
 		if n == len(r.columns) {
@@ -299,6 +311,9 @@ func (r *hourRoller) resource(res *resource) error {
 			return err
 		}
 	}
+	if r.left > 0 {
+		return fmt.Errorf("%w: it has chunks of meters that it is not known to have", errCorrupt)
+	}
 	if merge {
 		return r.merge(res, r.columns[:n])
 	}
@@ -307,7 +322,7 @@ func (r *hourRoller) resource(res *resource) error {
 
 // readRows reads all rows of the resource.
 func (r *hourRoller) readRows(res *resource) error {
-	r.parts = r.parts[:0]
+	r.parts, r.bytes, r.merged = r.parts[:0], r.bytes[:0], false
 	r.all.reset()
 	r.key = rowsPrefix(r.key[:0], r.hour, res.no)
 	var t rows
@@ -321,6 +336,19 @@ func (r *hourRoller) readRows(res *resource) error {
 		}
 		if len(r.rows.Key()) != len(r.key)+6 {
 			return errCorrupt
+		}
+		r.merged = r.merged || t.count == 0
+		if err := t.eachChunk(r.hour, func(meter uint32, _ int64, value []byte) error {
+			if int(meter) >= len(r.unmerged) {
+				return errCorrupt
+			}
+			start := len(r.bytes)
+			r.bytes = append(r.bytes, value...)
+			r.unmerged[meter] = append(r.unmerged[meter], partChunk{len(r.parts), r.bytes[start:]})
+			r.left++
+			return nil
+		}); err != nil {
+			return err
 		}
 		r.parts = append(r.parts, rolledPart{readPart(r.rows.Key()[len(r.key):]), len(r.all.times), len(t.times)})
 		r.all.times = append(r.all.times, t.times...)
@@ -352,6 +380,27 @@ func (r *hourRoller) sortRows() {
 
 // readSeries reads all points of a series, by rows in their order.
 func (r *hourRoller) readSeries(res *resource, c *rolledSeries) error {
+	for _, ch := range r.unmerged[c.meter.no] {
+		if err := r.addChunk(c, &r.parts[ch.at], ch.value); err != nil {
+			return err
+		}
+		r.left--
+	}
+	r.unmerged[c.meter.no] = r.unmerged[c.meter.no][:0]
+	if r.merged {
+		if err := r.readMerged(res, c); err != nil {
+			return err
+		}
+	}
+	order := func(a, b rolledPoint) int { return cmp.Or(a.row-b.row, cmp.Compare(a.index, b.index)) }
+	if !slices.IsSortedFunc(c.points, order) {
+		slices.SortFunc(c.points, order)
+	}
+	return nil
+}
+
+// readMerged reads the chunks of a series that have records of their own.
+func (r *hourRoller) readMerged(res *resource, c *rolledSeries) error {
 	it := r.series[c.meter.no]
 	if it == nil {
 		prefix := seriesKey(nil, r.hour, c.meter.no, 0)
@@ -373,24 +422,28 @@ func (r *hourRoller) readSeries(res *resource, c *rolledSeries) error {
 		if err != nil {
 			return err
 		}
-		ch := &r.chunk
-		if err := ch.decode(value, r.parts[i].length); err != nil {
+		if err := r.addChunk(c, &r.parts[i], value); err != nil {
 			return err
-		}
-		for k, row := range ch.rows {
-			pt := rolledPoint{r.position[r.parts[i].from+int(row)], ch.indexes[k], ch.origins[k], ch.bits[k], ch.tags[k], sample.ID{}}
-			if ch.ids != nil {
-				pt.id = ch.ids[k]
-			}
-			c.points = append(c.points, pt)
 		}
 		c.keys = append(c.keys, bytes.Clone(it.Key()))
 	}
-	order := func(a, b rolledPoint) int { return cmp.Or(a.row-b.row, cmp.Compare(a.index, b.index)) }
-	if !slices.IsSortedFunc(c.points, order) {
-		slices.SortFunc(c.points, order)
-	}
 	return it.Error()
+}
+
+// addChunk adds the points of a chunk to a series.
+func (r *hourRoller) addChunk(c *rolledSeries, p *rolledPart, value []byte) error {
+	ch := &r.chunk
+	if err := ch.decode(value, p.length); err != nil {
+		return err
+	}
+	for k, row := range ch.rows {
+		pt := rolledPoint{r.position[p.from+int(row)], ch.indexes[k], ch.origins[k], ch.bits[k], ch.tags[k], sample.ID{}}
+		if ch.ids != nil {
+			pt.id = ch.ids[k]
+		}
+		c.points = append(c.points, pt)
+	}
+	return nil
 }
 
 // rollSeries writes the rollups of a series.

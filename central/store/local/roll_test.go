@@ -12,6 +12,14 @@ import (
 // chunksOf counts the chunks of an hour.
 func chunksOf(t *testing.T, s *Store, h hour) (n int) {
 	t.Helper()
+	var r rows
+	if err := s.scan(appendHour([]byte{keyRows}, h), appendHour([]byte{keyRows}, h+1), func(_, v []byte) error {
+		err := r.decode(v)
+		n += int(r.count)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.scan(appendHour([]byte{keyChunk}, h), appendHour([]byte{keyChunk}, h+1), func(_, _ []byte) error {
 		n++
 		return nil

@@ -6,8 +6,6 @@ import (
 	"math"
 	"slices"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"github.com/kvmeter/kvmeter/central/store"
 )
 
@@ -25,9 +23,8 @@ type pieces struct {
 	run     func(t *target, r *run) error
 	point   func(t *target, p *point) error
 
-	rollup  rollup
-	points  []point
-	pending map[hour][]uint32 // resources that were flushed to since the hour was rolled up; nil: not read
+	rollup rollup
+	points []point
 }
 
 // outside is the cell of what is not wanted.
@@ -251,55 +248,4 @@ func (pc *pieces) raw(t *target, h hour, flushed bool, from, to int64) error {
 		}
 	}
 	return nil
-}
-
-// isPending reports whether an hour of a resource was flushed to since it was
-// rolled up.
-func (pc *pieces) isPending(h hour, resource uint32) (bool, error) {
-	if pc.pending == nil {
-		pc.pending = map[hour][]uint32{}
-		it, err := pc.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{keyPending}, UpperBound: []byte{keyPending + 1}})
-		if err != nil {
-			return false, err
-		}
-		for ok := it.First(); ok; ok = it.SeekGE(appendHour([]byte{keyPending}, readHour(it.Key()[1:])+1)) {
-			if len(it.Key()) != 1+5+4 {
-				break
-			}
-			pc.pending[readHour(it.Key()[1:])] = nil
-		}
-		if err := it.Close(); err != nil {
-			return false, err
-		}
-	}
-	list, some := pc.pending[h]
-	if !some {
-		return false, nil
-	}
-	if list == nil {
-		lower, upper := appendHour([]byte{keyPending}, h), appendHour([]byte{keyPending}, h+1)
-		it, err := pc.snap.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
-		if err != nil {
-			return false, err
-		}
-		for ok := it.First(); ok && err == nil; ok = it.Next() {
-			var value []byte
-			if value, err = it.ValueAndErr(); err == nil {
-				in := reader{src: value}
-				in.version()
-				list = in.numbers(list)
-				err = in.done("resources of an hour")
-			}
-		}
-		if err := it.Close(); err != nil {
-			return false, err
-		}
-		if err != nil {
-			return false, err
-		}
-		slices.Sort(list)
-		pc.pending[h] = list
-	}
-	_, found := slices.BinarySearch(list, resource)
-	return found, nil
 }

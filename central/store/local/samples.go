@@ -192,8 +192,19 @@ func (s *stream) more() error {
 	return nil
 }
 
-// chunk reads the next chunk and learns how new the one after it may be.
+// chunk reads the next chunk and learns how new the one after it may be; of an
+// hour that is not merged it reads all.
 func (s *stream) chunk() error {
+	if unmerged, err := s.pl.unmerged(s.hour); err != nil {
+		return err
+	} else if unmerged {
+		h := s.hour
+		s.nextHour()
+		return s.pl.eachChunk(h, s.meter.no, s.resource.no, s.pl.from, s.pl.to, func(value []byte, _, _ int64, p part) (err error) {
+			s.buf, err = s.pl.points(s.buf, value, h, s.resource.no, p, s.pl.from, s.pl.to)
+			return err
+		})
+	}
 	it := s.pl.chunks
 	prefix := seriesKey(s.pl.end[:0], s.hour, s.meter.no, s.resource.no)
 	s.pl.end = prefix

@@ -140,9 +140,13 @@ func (s *Store) sweepKind(kind byte, ttl time.Duration) error {
 	s.mu.RLock()
 	dims := s.catalogue.dimensions()
 	var ranges [][2][]byte
+	var late []hour
 	if kind == keyChunk {
 		for _, h := range s.hours {
 			if d := dayOf(h.start()); d > swept && d <= through {
+				if _, pending := s.pending[h]; pending {
+					late = append(late, h)
+				}
 				ranges = append(ranges, [2][]byte{appendHour([]byte{kind}, h), appendHour([]byte{kind}, h+1)})
 			}
 		}
@@ -154,6 +158,11 @@ func (s *Store) sweepKind(kind byte, ttl time.Duration) error {
 		}
 	}
 	s.mu.RUnlock()
+	for _, h := range late {
+		if err := s.rollHour(h); err != nil { // it has records of many meters
+			return err
+		}
+	}
 	w := &sweeper{s: s, batch: s.db.NewBatch(), kind: kind, ttl: ttl, dims: dims}
 	for _, r := range ranges {
 		if err := w.sweep(r[0], r[1]); err != nil {

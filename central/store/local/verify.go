@@ -110,7 +110,6 @@ type checker struct {
 	Checked
 	report func(string)
 	seen   map[*resource]*lifetime // by the chunks
-	pc     pieces
 
 	batch  *pebble.Batch        // where Repair drops what cannot be read; nil: it is Verify
 	states map[*resource]*state // of Repair
@@ -146,7 +145,6 @@ func (c *checker) bad(key []byte, err error) error {
 
 func (c *checker) all() error {
 	c.hours = map[hourResource]bool{}
-	c.pc.plan = &plan{view: c.view}
 	for _, step := range []func() error{c.records, c.chunks, c.rollupRecords, c.resourceStates, c.catalogueFile} {
 		if err := errors.Join(step(), c.ctx.Err()); err != nil {
 			return err
@@ -179,19 +177,8 @@ func (c *checker) each(kind byte, check func(k, v []byte) error) error {
 
 // records decodes what stands for itself.
 func (c *checker) records() error {
-	var t rows
 	for kind, decode := range map[byte]func(k, v []byte) error{
-		keyRows: func(_, v []byte) error {
-			if err := t.decode(v); err != nil {
-				return err
-			}
-			for i := range t.times {
-				if t.holders[i] >= uint64(len(c.holders)) || t.metas[i] >= uint64(len(c.metas)) || t.nodes[i] >= uint64(len(c.nodes)) {
-					return fmt.Errorf("%w: it names what the catalogue lacks", errCorrupt)
-				}
-			}
-			return nil
-		},
+		keyRows:    c.rows,
 		keyBatch:   func(_, v []byte) error { return (&batchInfo{}).decode(v) },
 		keyBatchID: func(_, v []byte) error { return (&place{}).decode(v) },
 		keySeqs: func(_, v []byte) error {
@@ -225,6 +212,72 @@ func (c *checker) records() error {
 	return nil
 }
 
+// rows decodes the rows of a part, and its chunks where they are with them.
+func (c *checker) rows(k, v []byte) error {
+	if len(k) != 1+5+4+6 {
+		return errCorrupt
+	}
+	h, res, p := readHour(k[1:]), binary.BigEndian.Uint32(k[6:]), readPart(k[10:])
+	t := &c.part
+	t.ok = false
+	if err := t.decode(v); err != nil {
+		return err
+	}
+	for i := range t.times {
+		if t.holders[i] >= uint64(len(c.holders)) || t.metas[i] >= uint64(len(c.metas)) || t.nodes[i] >= uint64(len(c.nodes)) {
+			return fmt.Errorf("%w: it names what the catalogue lacks", errCorrupt)
+		}
+	}
+	if t.count > 0 && int(res) >= len(c.resources) {
+		return fmt.Errorf("%w: it names what the catalogue lacks", errCorrupt)
+	}
+	t.hour, t.resource, t.part, t.ok = h, res, p, true
+	kept, bad := t.rows, 0
+	kept.chunks, kept.count = nil, 0
+	err := t.eachChunk(h, func(m uint32, last int64, value []byte) error {
+		c.rolled.hour, c.rolled.meter, c.rolled.resource = h, m, res
+		err := error(errCorrupt)
+		if int(m) < len(c.meters) {
+			err = c.addChunk(k, value, last, p)
+		}
+		if err != nil {
+			bad++
+			c.problem(k, "meter %d: %v", m, err)
+			return nil
+		}
+		kept.addChunk(h, m, last, value)
+		return c.compare()
+	})
+	if err != nil || bad == 0 || c.batch == nil {
+		return err
+	}
+	c.Dropped += int64(bad)
+	if kept.count == 0 {
+		return c.batch.Delete(k, nil)
+	}
+	return c.batch.Set(k, kept.append(nil), nil)
+}
+
+// addChunk adds the points of a chunk to those of its series' hour.
+func (c *checker) addChunk(k, v []byte, last int64, p part) error {
+	rc := &c.rolled
+	before := len(rc.points)
+	points, err := c.points(rc.points, v, rc.hour, rc.resource, p, math.MinInt64, math.MaxInt64)
+	if err == nil && len(points) == before {
+		err = errCorrupt
+	}
+	if err != nil {
+		rc.points = rc.points[:before]
+		return err
+	}
+	rc.points = points
+	c.Samples += int64(len(points) - before)
+	if n := points[len(points)-1].time; n != last {
+		c.problem(k, "the newest sample is of %d, not of %d", n, last)
+	}
+	return nil
+}
+
 // chunks decodes the chunks with their rows, and compares the rollups of each
 // series' hour.
 func (c *checker) chunks() error {
@@ -240,16 +293,8 @@ func (c *checker) chunks() error {
 			}
 			rc.hour, rc.meter, rc.resource = h, m, res
 		}
-		before := len(rc.points)
-		points, err := c.points(rc.points, v, h, res, p, math.MinInt64, math.MaxInt64)
-		if err != nil {
-			rc.points = rc.points[:before]
+		if err := c.addChunk(k, v, last, p); err != nil {
 			return c.bad(k, err)
-		}
-		rc.points = points
-		c.Samples += int64(len(points) - before)
-		if n := points[len(points)-1].time; n != last {
-			c.problem(k, "the newest sample is of %d, not of %d", n, last)
 		}
 		return nil
 	})
@@ -278,7 +323,7 @@ func (c *checker) compare() error {
 		c.hours[hourResource{rc.hour, rc.resource}] = true
 		c.note(res, m, points)
 	}
-	pending, err := c.pc.isPending(rc.hour, rc.resource)
+	pending, err := c.isPending(rc.hour, rc.resource)
 	if err != nil || pending {
 		return err
 	}

@@ -38,6 +38,7 @@ type view struct {
 	chunk     chunk
 	infos     map[uint64]batchHead
 	documents map[uint32]*store.Document
+	pending   map[hour][]uint32 // resources that were flushed to since the hour was rolled up, where read; nil: none read
 }
 
 // chunkPart is the rows of a part.
@@ -264,7 +265,98 @@ func (v *view) eachChunk(h hour, m, resource uint32, from, to int64, each func(v
 			return err
 		}
 	}
-	return v.chunks.Error()
+	if unmerged, err := v.unmerged(h); err != nil || !unmerged {
+		return errors.Join(err, v.chunks.Error())
+	}
+	return errors.Join(v.chunks.Error(), v.eachUnmerged(h, m, resource, from, to, each))
+}
+
+// eachUnmerged is eachChunk for parts that are not merged yet.
+func (v *view) eachUnmerged(h hour, m, resource uint32, from, to int64, each func(value []byte, first, last int64, p part) error) error {
+	c := &v.part
+	v.end = rowsPrefix(v.end[:0], h, resource)
+	for ok := v.parts.SeekGE(v.end); ok && bytes.HasPrefix(v.parts.Key(), v.end); ok = v.parts.Next() {
+		value, err := v.parts.ValueAndErr()
+		if err != nil {
+			return fmt.Errorf("read rows: %w", err)
+		}
+		if len(v.parts.Key()) != len(v.end)+6 {
+			return fmt.Errorf("read rows: %w", errCorrupt)
+		}
+		c.ok = false
+		if err := c.decode(value); err != nil {
+			return err
+		}
+		c.hour, c.resource, c.part, c.ok = h, resource, readPart(v.parts.Key()[len(v.end):]), true
+		err = c.eachChunk(h, func(meter uint32, last int64, value []byte) error {
+			if meter != m || last < from {
+				return nil
+			}
+			length, err := chunkLength(value)
+			if err != nil || last-length > to {
+				return err
+			}
+			return each(value, last-length, last, c.part)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return v.parts.Error()
+}
+
+// unmerged reports whether an hour was flushed to since it was rolled up.
+func (v *view) unmerged(h hour) (bool, error) {
+	if v.pending == nil {
+		v.pending = map[hour][]uint32{}
+		it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{keyPending}, UpperBound: []byte{keyPending + 1}})
+		if err != nil {
+			return false, err
+		}
+		for ok := it.First(); ok; ok = it.SeekGE(appendHour([]byte{keyPending}, readHour(it.Key()[1:])+1)) {
+			if len(it.Key()) != 1+5+4 {
+				break
+			}
+			v.pending[readHour(it.Key()[1:])] = nil
+		}
+		if err := it.Close(); err != nil {
+			return false, err
+		}
+	}
+	_, some := v.pending[h]
+	return some, nil
+}
+
+// isPending reports whether an hour of a resource was flushed to since it was
+// rolled up.
+func (v *view) isPending(h hour, resource uint32) (bool, error) {
+	if some, err := v.unmerged(h); err != nil || !some {
+		return false, err
+	}
+	list := v.pending[h]
+	if list == nil {
+		lower, upper := appendHour([]byte{keyPending}, h), appendHour([]byte{keyPending}, h+1)
+		it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+		if err != nil {
+			return false, err
+		}
+		for ok := it.First(); ok && err == nil; ok = it.Next() {
+			var value []byte
+			if value, err = it.ValueAndErr(); err == nil {
+				in := reader{src: value}
+				in.version()
+				list = in.numbers(list)
+				err = in.done("resources of an hour")
+			}
+		}
+		if err := errors.Join(err, it.Close()); err != nil {
+			return false, err
+		}
+		slices.Sort(list)
+		v.pending[h] = list
+	}
+	_, found := slices.BinarySearch(list, resource)
+	return found, nil
 }
 
 // batchHead is what samples show of their batch.
