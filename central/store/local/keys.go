@@ -19,6 +19,9 @@ import (
 //	t hour resource part                  times, batches, holders, metadata of the chunks' rows; until it is merged the chunks too
 //	g hour generation                     resources of which that flush wrote, until the hour is rolled up
 //	R day meter resource hour             rollups of a series' hour
+//	D days meter resource day             rollup of a series' day; days is the first of 32
+//	G day hour                            resources of which that hour was rolled up, until the day is
+//	H day                                 the day was rolled up
 //	n day node seq                        batch: id, time recorded, resources
 //	x day id-hash seq index               sample with a foreign id
 //	r resource                            newest and oldest samples
@@ -43,6 +46,9 @@ const (
 	keyRows      = 't'
 	keyPending   = 'g'
 	keyRollup    = 'R'
+	keyDay       = 'D'
+	keyDayDue    = 'G'
+	keyDayRolled = 'H'
 	keyBatch     = 'n'
 	keyForeign   = 'x'
 	keyResource  = 'r'
@@ -203,6 +209,23 @@ func rollupKey(dst []byte, h hour, meter, resource uint32) []byte {
 	dst = binary.BigEndian.AppendUint32(dst, resource)
 	return append(dst, byte(h-hourOf(d.start())))
 }
+
+// daysOfBlock is how many days have their rollups side by side.
+const daysOfBlock = 32
+
+func dayKey(dst []byte, d day, meter, resource uint32) []byte {
+	dst = appendDay(append(dst, keyDay), d&^(daysOfBlock-1))
+	dst = binary.BigEndian.AppendUint32(dst, meter)
+	dst = binary.BigEndian.AppendUint32(dst, resource)
+	return append(dst, byte(d&(daysOfBlock-1)))
+}
+
+func dayDueKey(h hour) []byte {
+	d := dayOf(h.start())
+	return append(appendDay([]byte{keyDayDue}, d), byte(h-hourOf(d.start())))
+}
+
+func dayRolledKey(d day) []byte { return appendDay([]byte{keyDayRolled}, d) }
 
 func batchKey(dst []byte, d day, node uint32, seq uint64) []byte {
 	dst = binary.BigEndian.AppendUint32(appendDay(append(dst, keyBatch), d), node)

@@ -120,21 +120,22 @@ type Store struct {
 	counts  []uint32 // scratch, by row
 	sums    []uint64
 
-	mu        sync.RWMutex
-	active    *head
-	frozen    *head         // being flushed; nil: none
-	thawed    chan struct{} // closed when frozen becomes nil, or could not be flushed
-	flushErr  error         // of the last flush
-	published uint64        // newest batch that readers may see
-	failed    error         // set once Pebble cannot write any more
-	failing   chan struct{} // closed when failed is set
-	shut      bool          // no more queries
-	readers   sync.WaitGroup
-	hours     []hour // that have chunks, ascending
-	pending   map[hour]pendingHour
-	rolled    []day // that have rollups, ascending
-	eventDays []day // that have events, ascending
-	types     eventTypes
+	mu         sync.RWMutex
+	active     *head
+	frozen     *head         // being flushed; nil: none
+	thawed     chan struct{} // closed when frozen becomes nil, or could not be flushed
+	flushErr   error         // of the last flush
+	published  uint64        // newest batch that readers may see
+	failed     error         // set once Pebble cannot write any more
+	failing    chan struct{} // closed when failed is set
+	shut       bool          // no more queries
+	readers    sync.WaitGroup
+	hours      []hour // that have chunks, ascending
+	pending    map[hour]pendingHour
+	rolled     []day        // that have rollups, ascending
+	daysRolled map[day]bool // of which there are rollups of the whole day
+	eventDays  []day        // that have events, ascending
+	types      eventTypes
 
 	writing           sync.Mutex // held by who flushes, expires or commits what is rolled up
 	rolling           sync.Mutex // held by who rolls up
@@ -156,7 +157,7 @@ func Open(dir string, options Options) (*Store, error) {
 	o := options.withDefaults()
 	s := &Store{
 		options: o, log: o.Log, requests: make(chan *request, 64), kick: make(chan chan error), frozenUp: make(chan struct{}, 1),
-		stop: make(chan struct{}), failing: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{}, types: eventTypes{}, pending: map[hour]pendingHour{}, flushedUp: make(chan struct{}, 1),
+		stop: make(chan struct{}), failing: make(chan struct{}), active: newHead(), epochs: map[epoch]seqSet{}, types: eventTypes{}, pending: map[hour]pendingHour{}, daysRolled: map[day]bool{}, flushedUp: make(chan struct{}, 1),
 	}
 	s.disk = newDisk(o.fs, dir, o.MinFree, o.Log, s.fail)
 	s.metrics = newMetrics(s)

@@ -51,6 +51,9 @@ func (s *Store) loadPending() error {
 	if err != nil {
 		return fmt.Errorf("read hours to roll up: %w", err)
 	}
+	if err := s.jump(keyDayRolled, 4, func(k []byte) { s.daysRolled[readDay(k)] = true }); err != nil {
+		return fmt.Errorf("read days that are rolled up: %w", err)
+	}
 	return s.jump(keyRollup, 4, func(k []byte) { s.rolled = append(s.rolled, readDay(k)) })
 }
 
@@ -115,7 +118,7 @@ func (s *Store) roll(all bool) error {
 			return fmt.Errorf("hour %s: %w", time.UnixMicro(h.start()).UTC().Format(time.RFC3339), err)
 		}
 	}
-	return nil
+	return s.rollDays()
 }
 
 // hourRoller rolls up one hour.
@@ -124,6 +127,7 @@ type hourRoller struct {
 	hour        hour
 	generations []uint32
 	batch       *pebble.Batch
+	dayRolled   bool // there may be rollups of the day
 	rows        *pebble.Iterator
 	series      map[uint32]*pebble.Iterator // of the chunks, by meter
 
@@ -177,7 +181,7 @@ type rolledPoint struct {
 // commit; one that is not done is pending still.
 func (s *Store) rollHour(h hour) (err error) {
 	s.mu.RLock()
-	generations := s.pending[h].generations
+	generations, dayRolled := s.pending[h].generations, s.daysRolled[dayOf(h.start())]
 	s.mu.RUnlock()
 	v, err := s.view(context.Background())
 	if err != nil {
@@ -185,6 +189,7 @@ func (s *Store) rollHour(h hour) (err error) {
 	}
 	r := &hourRoller{
 		view: v, hour: h, generations: generations, batch: s.db.NewBatch(), series: map[uint32]*pebble.Iterator{}, unmerged: make([][]partChunk, len(v.meters)),
+		dayRolled: dayRolled,
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
 	resources, err := r.list()
@@ -219,7 +224,25 @@ func (s *Store) rollHour(h hour) (err error) {
 			return err
 		}
 	}
+	if err := r.due(resources); err != nil {
+		return err
+	}
 	return r.commit(pebble.Sync)
+}
+
+// due notes of which resources the day is to be rolled up.
+func (r *hourRoller) due(resources []uint32) error {
+	value, closer, err := r.snap.Get(dayDueKey(r.hour))
+	if err == nil {
+		in := reader{src: value}
+		in.version()
+		resources = slices.Compact(sortedNumbers(in.numbers(slices.Clone(resources))))
+		err = errors.Join(in.done("resources of a day"), closer.Close())
+	}
+	if err != nil && !errors.Is(err, pebble.ErrNotFound) {
+		return err
+	}
+	return r.batch.Set(dayDueKey(r.hour), appendNumbers([]byte{recordVersion}, resources), nil)
 }
 
 // commit applies what is done so far, unless the hour has been dropped.
@@ -295,6 +318,9 @@ func (r *hourRoller) resource(res *resource) error {
 	merge := len(r.parts) > 1 || r.left > 0
 	n := 0
 	for _, m := range r.metersOf(res) {
+		if int(m.no) >= len(r.meters) { // it is newer than the view
+			continue
+		}
 		if n == len(r.columns) {
 			r.columns = append(r.columns, rolledSeries{})
 		}
@@ -462,9 +488,15 @@ func (r *hourRoller) rollSeries(res *resource, c *rolledSeries) error {
 	}
 	byTime(r.points)
 	r.roller.roll(r.points, c.meter.Kind, r.holders)
+	if r.dayRolled {
+		r.key = dayKey(r.key[:0], dayOf(r.hour.start()), c.meter.no, res.no)
+		if err := r.batch.Delete(r.key, nil); err != nil {
+			return err
+		}
+	}
 	r.key = rollupKey(r.key[:0], r.hour, c.meter.no, res.no)
 	if len(r.roller.fine) > maxRuns { // it would be no shorter than the samples
-		return r.batch.Delete(r.key, nil)
+		return r.batch.Set(r.key, rollupNone, nil)
 	}
 	r.buf = r.roller.append(r.buf[:0], r.hour, c.meter.Kind)
 	return r.batch.Set(r.key, r.buf, nil)

@@ -104,6 +104,11 @@ const (
 	rollupVersion = 1
 )
 
+// rollupNone is the record of an hour that has no rollups.
+var rollupNone = []byte{rollupVersion}
+
+func isNone(record []byte) bool { return len(record) == 1 && record[0] == rollupVersion }
+
 // append appends the record of a series' hour.
 func (r *rollup) append(dst []byte, h hour, kind sample.Kind) []byte {
 	dst = append(dst, rollupVersion)

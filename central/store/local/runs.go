@@ -75,6 +75,9 @@ func (pc *pieces) day(t *target, d day, more []hour) error {
 	if t.born > to || t.end < from {
 		return nil
 	}
+	if done, err := pc.wholeDay(t, d, more); err != nil || done {
+		return err
+	}
 	base := hourOf(d.start())
 	hours := pc.hoursOf(from, to)
 	flushed := t.state.has && t.state.first <= to && t.state.last >= from
@@ -165,6 +168,12 @@ func (pc *pieces) rolledHour(t *target, h hour, value []byte, raw bool) error {
 		} else if pending {
 			return pc.raw(t, h, true, h.start(), h.end())
 		}
+	}
+	if isNone(value) {
+		if !raw {
+			return nil
+		}
+		return pc.raw(t, h, true, h.start(), h.end())
 	}
 	if err := pc.rollup.decodeCoarse(value, h, t.meter.Kind); err != nil {
 		return err

@@ -29,6 +29,7 @@ var kindNames = []struct {
 	{keyChunk, "chunks"},
 	{keyRows, "rows"},
 	{keyRollup, "rollups"},
+	{keyDay, "rollups of days"},
 	{keyBatch, "batches"},
 	{keyBatchID, "batch ids"},
 	{keyForeign, "foreign ids"},

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -222,6 +223,11 @@ func (w *sweeper) sweep(from, to []byte) error {
 		}
 		gone[of] = true
 		w.deleted++
+		if w.kind == keyRollup {
+			if err := w.batch.Delete(dayKey(nil, readDay(k[1:]), m, r), nil); err != nil {
+				return err
+			}
+		}
 		if err := w.batch.Delete(k, nil); err != nil || w.batch.Len() < rollBytes {
 			return err
 		}
@@ -312,7 +318,10 @@ func (s *Store) expireRollups() error {
 		return nil
 	}
 	b := s.db.NewBatch()
-	err := b.DeleteRange([]byte{keyRollup}, appendDay([]byte{keyRollup}, last+1), nil)
+	var err error
+	for kind, end := range map[byte]day{keyRollup: last + 1, keyDayDue: last + 1, keyDayRolled: last + 1, keyDay: (last + 1) &^ (daysOfBlock - 1)} {
+		err = errors.Join(err, b.DeleteRange([]byte{kind}, appendDay([]byte{kind}, end), nil))
+	}
 	for _, r := range gone {
 		err = errors.Join(err, b.Delete(resourceKey(nil, r.no), nil))
 	}
@@ -324,6 +333,7 @@ func (s *Store) expireRollups() error {
 	}
 	s.mu.Lock()
 	s.rolled = slices.DeleteFunc(slices.Clone(s.rolled), func(d day) bool { return d <= last })
+	maps.DeleteFunc(s.daysRolled, func(d day, _ bool) bool { return d <= last })
 	s.mu.Unlock()
 	s.log.Info("rollups dropped", zap.Int64("through day", int64(last)))
 	return nil

@@ -331,9 +331,6 @@ func (c *checker) compare() error {
 	value, closer, err := c.snap.Get(key)
 	var r roller
 	r.roll(points, m.Kind, c.holders)
-	if errors.Is(err, pebble.ErrNotFound) && len(r.fine) > maxRuns {
-		return nil
-	}
 	if errors.Is(err, pebble.ErrNotFound) {
 		c.problem(key, "there are no rollups of %s of %q", m.Name, res.id)
 		return nil
@@ -341,16 +338,33 @@ func (c *checker) compare() error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(value, r.append(nil, rc.hour, m.Kind)) {
+	want := rollupNone
+	if len(r.fine) <= maxRuns {
+		want = r.append(nil, rc.hour, m.Kind)
+	}
+	if !bytes.Equal(value, want) {
 		c.problem(key, "the rollups of %s of %q are not those of its samples", m.Name, res.id)
 	}
 	return closer.Close()
 }
 
-// rollupRecords decodes the rollups, those without samples as well.
+// rollupRecords decodes the rollups, those without samples as well, and compares
+// those of days with those of their hours.
 func (c *checker) rollupRecords() error {
 	var r rollup
-	return c.each(keyRollup, func(k, v []byte) error {
+	var dr dayRollup
+	var series []byte // that dr is of
+	day := func(next []byte) error {
+		if len(series) > 0 && !bytes.Equal(series, next) {
+			if err := c.compareDay(series, &dr); err != nil {
+				return err
+			}
+			dr.reset()
+		}
+		series = append(series[:0], next...)
+		return nil
+	}
+	err := c.each(keyRollup, func(k, v []byte) error {
 		if len(k) != 1+4+4+4+1 || k[13] > 23 {
 			return c.bad(k, errCorrupt)
 		}
@@ -360,14 +374,45 @@ func (c *checker) rollupRecords() error {
 		}
 		h := hourOf(readDay(k[1:]).start()) + hour(k[13])
 		kind := c.meters[m].Kind
+		if err := day(k[:13]); err != nil {
+			return err
+		}
+		if isNone(v) {
+			return dr.add(v, h, kind, c.holders)
+		}
 		if err := errors.Join(r.decodeCoarse(v, h, kind), r.decodeFine(v, h, kind)); err != nil {
 			return c.bad(k, err)
 		}
 		if err := errors.Join(c.checkRuns(r.coarse), c.checkRuns(r.fine)); err != nil {
 			return c.bad(k, err)
 		}
-		return nil
+		return dr.add(v, h, kind, c.holders)
 	})
+	return errors.Join(err, day(nil))
+}
+
+// compareDay checks the rollup of a series' day, if there is one. One that is
+// wrong is dropped by Repair: it is not needed.
+func (c *checker) compareDay(series []byte, dr *dayRollup) error {
+	d, m, res := readDay(series[1:]), binary.BigEndian.Uint32(series[5:]), binary.BigEndian.Uint32(series[9:])
+	key := dayKey(nil, d, m, res)
+	value, closer, err := c.snap.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	c.Records++
+	if want, ok := dr.append(nil, d, c.meters[m].Kind); ok && bytes.Equal(value, want) {
+		return nil
+	}
+	c.problem(key, "the rollup of the day of %s of %q is not that of its hours", c.meters[m].Name, c.resources[res].id)
+	if c.batch == nil {
+		return nil
+	}
+	return c.batch.Delete(key, nil)
 }
 
 // resourceStates compares what is known of the resources with their chunks.

@@ -34,6 +34,8 @@ type view struct {
 	rollups  *pebble.Iterator
 	key, end []byte
 
+	dayRollups *pebble.Iterator
+
 	part      chunkPart // decoded last
 	chunk     chunk
 	infos     map[uint64]batchHead
@@ -109,7 +111,7 @@ func (s *Store) view(ctx context.Context) (*view, error) {
 	r.byte()
 	v.after = r.uvarint()
 	err = errors.Join(r.err, closer.Close())
-	for kind, it := range map[byte]**pebble.Iterator{keyChunk: &v.chunks, keyRows: &v.parts, keyBatch: &v.batches, keyRollup: &v.rollups} {
+	for kind, it := range map[byte]**pebble.Iterator{keyChunk: &v.chunks, keyRows: &v.parts, keyBatch: &v.batches, keyRollup: &v.rollups, keyDay: &v.dayRollups} {
 		if err == nil {
 			*it, err = v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{kind}, UpperBound: []byte{kind + 1}})
 		}
@@ -134,7 +136,7 @@ func (s *Store) enter() error {
 func (v *view) close() error {
 	defer v.s.readers.Done()
 	var errs []error
-	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches, v.rollups} {
+	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches, v.rollups, v.dayRollups} {
 		if it != nil {
 			errs = append(errs, it.Close())
 		}
