@@ -38,6 +38,7 @@ func Add(root *cobra.Command, group string, o Options) {
 		commands = append(commands, deadLetters(o))
 	}
 	for _, c := range commands {
+		addCompletions(conn, c)
 		c.GroupID = group
 		root.AddCommand(c)
 	}

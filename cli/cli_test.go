@@ -182,6 +182,39 @@ func TestHelpTeachesByExample(t *testing.T) {
 	}
 }
 
+func TestShellsAreOfferedWhatMayFollow(t *testing.T) {
+	url, _ := canned(t, map[string]string{
+		"GET /v2/meters":                 `[{"name": "cpu"}, {"name": "cpu_util"}, {"name": "e\u001b[31mvil"}]`,
+		"GET /v2/resources":              `[{"resource_id": "vm-1"}, {"resource_id": "vm-2"}]`,
+		"GET /v2/event_types":            `["a.b"]`,
+		"GET /v2/event_types/a.b/traits": `[{"name": "state", "type": "string"}]`,
+	})
+	for line, want := range map[string]string{
+		"meter-list -f":              "table json csv value",
+		"meter-list --unique":        "True False",
+		"sample-create --meter-type": "gauge delta cumulative",
+		"statistics -m":              "cpu cpu_util",
+		"sample-list --meter":        "cpu cpu_util",
+		"sample-create -r":           "vm-1 vm-2",
+		"usage --resource":           "vm-1 vm-2",
+		"resource-show":              "vm-1 vm-2",
+		"sample-show":                "",
+		"trait-list -e":              "a.b",
+		"trait-list -e a.b -t":       "state",
+	} {
+		for _, endpoint := range []string{url, "http://127.0.0.1:1"} {
+			got, err := run(t, endpoint, append(append([]string{"__complete"}, strings.Fields(line)...), "")...)
+			words, _, ok := strings.Cut(got, ":4\n") // no files
+			if endpoint != url && strings.Contains("cpu cpu_util vm-1 vm-2 a.b state", want) {
+				want = ""
+			}
+			if words = strings.Join(strings.Fields(words), " "); err != nil || !ok || words != want {
+				t.Errorf("%s at %s: got %q, %v, want %s", line, endpoint, got, err, want)
+			}
+		}
+	}
+}
+
 func TestErrorsSayWhatToDo(t *testing.T) {
 	url := serve(t)
 	for name, tc := range map[string]struct {

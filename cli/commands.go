@@ -339,6 +339,8 @@ func resourceShow(conn *connection) *cobra.Command {
 		Short:   "Show one resource",
 		Example: "  kvmeter resource-show 5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10\n  kvmeter resource-show 5e1f7a3c-0d49-4c4e-8ad1-0c5b3a2f6f10 -f json",
 		Args:    oneID("resource"),
+
+		ValidArgsFunction: listed(resourceIDs)(conn),
 	}, func(ctx context.Context, c *client.Client, args []string) (*table, error) {
 		r, err := c.Resource(ctx, args[0])
 		if err != nil {
