@@ -139,7 +139,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	if len(deps.Usage) == 0 {
 		return nil, errors.New("the agent has nothing to read CPU time with")
 	}
-	secret, err := cfg.secret()
+	keys, err := cfg.keys(deps.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	if a.deliver, err = delivery.New(delivery.Options{
 		Observe: deps.Observe,
-		Log:     deps.Log, Metrics: dm, Publisher: deps.Publisher, Node: cfg.Node, Partitions: cfg.Partitions, Secret: secret,
+		Log:     deps.Log, Metrics: dm, Publisher: deps.Publisher, Node: cfg.Node, Partitions: cfg.Partitions, Keys: keys,
 		QueueBytes: cfg.QueueBytes, Delay: delay, Interval: shortest(a.plans, cfg.Interval), Spool: cfg.Spool,
 	}); err != nil {
 		return nil, err

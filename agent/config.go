@@ -8,9 +8,11 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kvmeter/kvmeter/agent/delivery"
+	"github.com/kvmeter/kvmeter/bus"
 	"github.com/kvmeter/kvmeter/collectors/libvirt"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -108,8 +110,8 @@ type Config struct {
 	// Source is the samples' field of that name.
 	Source string `yaml:"source"`
 	// KeyFile is the file of the secret that signs batches, at least 16 bytes; of
-	// several lines the first. Empty: they are not signed, and taken only where that
-	// is allowed. A path that begins with $CREDENTIALS_DIRECTORY/ is a credential of
+	// several lines the first. It is read again when it changes. Empty: they are not
+	// signed, and taken only where that is allowed. A path that begins with $CREDENTIALS_DIRECTORY/ is a credential of
 	// systemd's.
 	KeyFile string `yaml:"key_file"`
 	// Partitions is how many queues the samples of all nodes are spread over;
@@ -263,16 +265,16 @@ func (c *Config) hookOn(name string) bool {
 	return slices.Contains(profiles[c.Profile], name)
 }
 
-// secret reads the key file.
-func (c *Config) secret() ([]byte, error) {
+// keys reads the key file.
+func (c *Config) keys(log *zap.Logger) (bus.Keys, error) {
 	if c.KeyFile == "" {
-		return nil, nil
+		return sample.Keys{}, nil
 	}
-	secret, err := sample.LoadKey(c.KeyFile)
+	keys, err := bus.NewKeyFile(c.Node, c.KeyFile, log)
 	if err != nil {
 		return nil, fmt.Errorf("key_file: %w", err)
 	}
-	return secret, nil
+	return keys, nil
 }
 
 // Patterns is a list of names and patterns of meters. It reads true, for all, and

@@ -65,3 +65,36 @@ func TestKeyringFollowsItsFolder(t *testing.T) {
 	due()
 	check("the node is withdrawn", second, sample.ErrUnknownKey)
 }
+
+func TestASenderFollowsTheFileOfItsKey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node-1.key")
+	first, second := "0123456789abcdef", "fedcba9876543210"
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := NewKeyFile("node-1", path, zap.NewNop()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	write(first)
+	k, err := NewKeyFile("node-1", path, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ text, want string }{
+		{second + "\n" + first + "\n", second},
+		{"short", second}, // it is being written
+		{first + "\n", first},
+	} {
+		write(step.text)
+		k.looked.Store(time.Now().Add(-lookEvery).UnixNano())
+		if got := string(k.Secret("node-1")); got != step.want {
+			t.Errorf("with %q it signs with %q, want %q", step.text, got, step.want)
+		}
+	}
+	if got := k.Secret("node-2"); len(got) > 0 {
+		t.Errorf("it signs for another node, with %q", got)
+	}
+}

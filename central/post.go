@@ -15,20 +15,20 @@ type Poster struct {
 	publisher  bus.Publisher
 	node       string // the sender of the batches
 	partitions int
-	secret     []byte
+	keys       bus.Keys
 
 	mu  sync.Mutex
 	enc *sample.Encoder
 }
 
-// NewPoster returns a poster that signs as a node with its secret; an empty one
-// leaves batches unsigned.
-func NewPoster(p bus.Publisher, node string, partitions int, secret []byte) (*Poster, error) {
+// NewPoster returns a poster that signs as a node with its key; where there is none
+// batches are unsigned.
+func NewPoster(p bus.Publisher, node string, partitions int, keys bus.Keys) (*Poster, error) {
 	enc, err := sample.NewEncoder()
 	if err != nil {
 		return nil, err
 	}
-	return &Poster{publisher: p, node: node, partitions: partitions, secret: secret, enc: enc}, nil
+	return &Poster{publisher: p, node: node, partitions: partitions, keys: keys, enc: enc}, nil
 }
 
 // Post publishes a batch, which must have explicit ids, and returns when the bus
@@ -41,5 +41,5 @@ func (p *Poster) Post(ctx context.Context, b *sample.Batch) error {
 	if err != nil {
 		return err
 	}
-	return p.publisher.Publish(ctx, bus.Seal(bus.SamplesKey(p.node, p.partitions), b, body, p.secret))
+	return p.publisher.Publish(ctx, bus.Seal(bus.SamplesKey(p.node, p.partitions), b, body, p.keys.Secret(p.node)))
 }

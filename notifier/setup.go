@@ -129,7 +129,7 @@ func (n *Notifier) openTarget(s, old *setup, t pipeline.Target) error {
 	}
 	p, scheme, err := publisher.Open(n.deps.Publishers, t.URL, publisher.Deps{
 		Log: n.log.With(zap.String("publisher", t.Name)), Bus: n.deps.Publisher, Name: n.cfg.Name,
-		Secret: n.deps.Keys.Secret(n.cfg.Name), Partitions: n.cfg.Partitions, AMQP: n.deps.AMQP, TelemetrySecret: s.secret,
+		Keys: n.deps.Keys, Partitions: n.cfg.Partitions, AMQP: n.deps.AMQP, TelemetrySecret: s.secret,
 	})
 	if err == nil && !scheme.Durable && n.cfg.Spool != "" {
 		p, err = n.spooled(p, t)

@@ -195,14 +195,14 @@ func TestTheFirstSecretSigns(t *testing.T) {
 	}
 	t.Setenv(CredentialsVariable, t.TempDir())
 	path := "$CREDENTIALS_DIRECTORY/key"
-	if _, err := LoadKey(path); !errors.Is(err, os.ErrNotExist) {
+	if _, err := LoadKey("one", path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a credential that is not there: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(os.Getenv(CredentialsVariable), "key"), []byte("\n0123456789abcdef\nfedcba9876543210\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if secret, err := LoadKey(path); err != nil || string(secret) != "0123456789abcdef" {
-		t.Errorf("got %q, %v", secret, err)
+	if k, err := LoadKey("one", path); err != nil || string(k.Secret("one")) != "0123456789abcdef" {
+		t.Errorf("got %q, %v", k, err)
 	}
 }
 

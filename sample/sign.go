@@ -50,14 +50,13 @@ func LoadKeys(dir string) (Keys, error) {
 	return keys, nil
 }
 
-// LoadKey reads the file of one key and returns the secret that signs: the
-// first.
-func LoadKey(path string) ([]byte, error) {
-	lines, err := readKey(path)
+// LoadKey reads the file of one key, the id of which is given.
+func LoadKey(id, path string) (Keys, error) {
+	secrets, err := readKey(path)
 	if err != nil {
 		return nil, err
 	}
-	return Keys{"": lines}.Secret(""), nil
+	return Keys{id: secrets}, nil
 }
 
 // readKey returns the secrets of a file, a line each.

@@ -46,7 +46,7 @@ type Options struct {
 	Publisher  bus.Publisher
 	Node       string
 	Partitions int           // of the bus
-	Secret     []byte        // that signs; empty: nothing is signed
+	Keys       bus.Keys      // that of the node signs; nil, or where it has none: nothing is signed
 	QueueBytes int64         // bound of what waits in memory
 	Delay      time.Duration // between making and sending a batch
 	Interval   time.Duration // of the polls: a shorter absence is no gap
@@ -122,6 +122,9 @@ func New(o Options) (*Delivery, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Keys == nil {
+		o.Keys = sample.Keys{}
 	}
 	if o.FS == nil {
 		o.FS = diskqueue.OS{}
@@ -247,7 +250,7 @@ func (d *Delivery) seal(batch *sample.Batch, base int64) (bus.Message, error) {
 	if err != nil {
 		return bus.Message{}, err
 	}
-	return bus.Seal(d.key, batch, body, d.o.Secret), nil
+	return bus.Seal(d.key, batch, body, d.o.Keys.Secret(d.o.Node)), nil
 }
 
 // bound drops the oldest batches that are only in memory beyond its bound, but

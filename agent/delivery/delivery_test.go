@@ -107,7 +107,7 @@ type world struct {
 func newWorld(t testing.TB, change func(*Options)) *world {
 	w := &world{t: t, fs: crashfs.New(), at: time.Unix(1_800_000_000, 0)}
 	w.o = Options{
-		Log: zaptest.NewLogger(t), Node: "node", Partitions: 1, QueueBytes: 1 << 20, Interval: 10 * time.Second,
+		Log: zaptest.NewLogger(t), Node: "node", Partitions: 1, Keys: sample.Keys{}, QueueBytes: 1 << 20, Interval: 10 * time.Second,
 		Spool: DefaultSpool(), Wall: func() time.Time { return w.at }, Now: func() time.Time { return w.at },
 	}
 	w.o.Spool.Path = "/spool"
@@ -175,7 +175,7 @@ func (w *world) try(next func(time.Time) (*Group, time.Duration), confirmed bool
 	}
 	w.d.Settle(g, confirmed)
 	w.d.Spool(w.d.now())
-	return decode(w.t, w.o.Secret, g.Messages)
+	return decode(w.t, w.o.Keys.Secret("node"), g.Messages)
 }
 
 func (w *world) spooled() int {
@@ -548,11 +548,11 @@ func TestADamagedSpoolIsAGap(t *testing.T) {
 }
 
 func TestWhatWaitsIsSignedByTheKeyOfTheDay(t *testing.T) {
-	w := newWorld(t, func(o *Options) { o.Secret = []byte("the key of before") })
+	w := newWorld(t, func(o *Options) { o.Keys = sample.Keys{"node": []byte("the key of before")} })
 	w.add(1)
 	w.try(w.d.Live, false)
 	w.stop()
-	w.o.Secret = []byte("the key of the day")
+	w.o.Keys = sample.Keys{"node": []byte("the key of the day")}
 	w.start()
 	w.pass(time.Second)
 	if got := seqs(w.try(w.d.Backlog, true)); !slices.Equal(got, []uint64{1}) {
@@ -568,7 +568,7 @@ func memory(t *testing.T, pub bus.Publisher, bound int64, secret []byte) *Delive
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := New(Options{Log: zaptest.NewLogger(t), Metrics: m, Publisher: pub, Node: "node", Partitions: 1, Secret: secret, QueueBytes: bound})
+	d, err := New(Options{Log: zaptest.NewLogger(t), Metrics: m, Publisher: pub, Node: "node", Partitions: 1, Keys: sample.Keys{"node": secret}, QueueBytes: bound})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -186,7 +186,7 @@ func benchSpool(b *testing.B) (*Delivery, *Metrics) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	o := Options{Log: zap.NewNop(), Metrics: m, Node: "node", Partitions: 1, Secret: []byte("0123456789abcdef"), QueueBytes: 64 << 20, Interval: 10 * time.Second, Spool: DefaultSpool()}
+	o := Options{Log: zap.NewNop(), Metrics: m, Node: "node", Partitions: 1, Keys: sample.Keys{"node": []byte("0123456789abcdef")}, QueueBytes: 64 << 20, Interval: 10 * time.Second, Spool: DefaultSpool()}
 	o.Spool.Path, o.Spool.MaxBytes, o.Spool.Drain = b.TempDir(), 1<<40, 1e9
 	d, err := New(o)
 	if err != nil {

@@ -473,7 +473,7 @@ func (d *Delivery) Backlog(now time.Time) (*Group, time.Duration) {
 		}
 		g.refs = append(g.refs, taken[i].Ref)
 		g.bytes += len(b.body)
-		g.Messages = append(g.Messages, bus.Seal(bus.SamplesKey(b.node, d.o.Partitions), &sample.Batch{ID: b.id, Node: b.node}, b.body, d.o.Secret))
+		g.Messages = append(g.Messages, bus.Seal(bus.SamplesKey(b.node, d.o.Partitions), &sample.Batch{ID: b.id, Node: b.node}, b.body, d.o.Keys.Secret(d.o.Node)))
 	}
 	if len(g.refs) == 0 {
 		wake(d.wakeDisk)

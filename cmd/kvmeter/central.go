@@ -155,12 +155,11 @@ func runCentral(ctx context.Context, cfg control.Central, log *zap.Logger, regis
 // posting returns how samples sent to the API get to the pipelines: nil where
 // notifiers would refuse them for want of a signature.
 func posting(p bus.Publisher, cfg *central.IngestConfig, keys bus.Keys, log *zap.Logger) (func(context.Context, *sample.Batch) error, error) {
-	secret := keys.Secret(cfg.Name)
-	if len(secret) == 0 && !cfg.AllowUnsigned {
+	if len(keys.Secret(cfg.Name)) == 0 && !cfg.AllowUnsigned {
 		log.Warn("samples can be sent to the API only with direct=true: to pass them through the pipelines central signs them, and there is no key of its name", zap.String("name", cfg.Name))
 		return nil, nil
 	}
-	poster, err := central.NewPoster(p, cfg.Name, cfg.Partitions, secret)
+	poster, err := central.NewPoster(p, cfg.Name, cfg.Partitions, keys)
 	if err != nil {
 		return nil, err
 	}

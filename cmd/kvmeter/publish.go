@@ -91,7 +91,7 @@ func (t *trial) run(cmd *cobra.Command, f func(publisher.Deps) error) error {
 	}
 	defer amqp.Close()
 	return f(publisher.Deps{
-		Log: log, Bus: amqp, Name: cfg.Name, Secret: keys.Secret(cfg.Name), Partitions: cfg.AMQP.Partitions, AMQP: cfg.AMQP, TelemetrySecret: secret,
+		Log: log, Bus: amqp, Name: cfg.Name, Keys: keys, Partitions: cfg.AMQP.Partitions, AMQP: cfg.AMQP, TelemetrySecret: secret,
 	})
 }
 

@@ -61,9 +61,9 @@ func (r *Refusal) Unwrap() error { return r.Err }
 type Deps struct {
 	Log        *zap.Logger
 	Bus        bus.Publisher
-	Name       string // of the notifier: node and key id of what it makes
-	Secret     []byte // of that key; empty: what it makes is not signed
-	Partitions int    // of the bus
+	Name       string   // of the notifier: node and key id of what it makes
+	Keys       bus.Keys // where that key is missing, what it makes is not signed
+	Partitions int      // of the bus
 	AMQP       bus.Config
 	// TelemetrySecret signs what goes out in Ceilometer's own forms; empty: they
 	// are not signed.

@@ -477,7 +477,7 @@ func newWorld(t *testing.T, seed uint64, dir string) *world {
 	for i := range 2 {
 		n := &node{w: w, name: fmt.Sprint("n", i), fs: crashfs.New(), made: map[sampleKey]int64{}, unsafe: map[sampleKey]bool{}, untimed: map[sampleKey]bool{}}
 		n.options = delivery.Options{
-			Log: zap.NewNop(), Node: n.name, Partitions: 1, Secret: keys[n.name], QueueBytes: 1 << 20,
+			Log: zap.NewNop(), Node: n.name, Partitions: 1, Keys: keys, QueueBytes: 1 << 20,
 			Interval: interval, Spool: delivery.DefaultSpool(), Wall: n.wall,
 		}
 		n.options.Spool.Path = "/spool"

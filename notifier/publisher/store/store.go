@@ -18,7 +18,7 @@ import (
 type store struct {
 	bus        bus.Publisher
 	name       string // signs what is not passed on as it came
-	secret     []byte
+	keys       bus.Keys
 	partitions int
 
 	mu  sync.Mutex
@@ -34,7 +34,7 @@ func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{bus: d.Bus, name: d.Name, secret: d.Secret, partitions: d.Partitions, enc: enc}, nil
+	return &store{bus: d.Bus, name: d.Name, keys: d.Keys, partitions: d.Partitions, enc: enc}, nil
 }
 
 // Publish sends whole batches byte for byte, so that the sender's signature
@@ -54,7 +54,7 @@ func (s *store) Publish(ctx context.Context, parts []publisher.Part) error {
 		if err != nil {
 			return &publisher.Refusal{Part: i, Err: err}
 		}
-		ms[i] = bus.Seal(key, p.Batch, body, s.secret)
+		ms[i] = bus.Seal(key, p.Batch, body, s.keys.Secret(s.name))
 	}
 	if err := s.bus.Publish(ctx, ms...); err != nil {
 		return fmt.Errorf("store://: %w", err)
@@ -93,7 +93,7 @@ func (s *store) PublishEvents(ctx context.Context, events []sample.Event) error 
 		if err != nil {
 			return &publisher.Refusal{Part: begin, Err: err} // it is one, and too large
 		}
-		ms = append(ms, bus.SealEvents(s.name, time.UnixMicro(events[begin].Generated), body, s.secret))
+		ms = append(ms, bus.SealEvents(s.name, time.UnixMicro(events[begin].Generated), body, s.keys.Secret(s.name)))
 		begin = end
 	}
 	if err := s.bus.Publish(ctx, ms...); err != nil {

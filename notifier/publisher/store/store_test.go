@@ -28,7 +28,7 @@ func (r *recorder) Publish(_ context.Context, ms ...bus.Message) error {
 
 func open(t testing.TB, b bus.Publisher) publisher.EventPublisher {
 	t.Helper()
-	p, err := store.New(&url.URL{Scheme: "store"}, publisher.Deps{Bus: b, Name: "notifier-1", Secret: []byte("secret of notifier-1"), Partitions: 1})
+	p, err := store.New(&url.URL{Scheme: "store"}, publisher.Deps{Bus: b, Name: "notifier-1", Keys: sample.Keys{"notifier-1": []byte("secret of notifier-1")}, Partitions: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
