@@ -23,7 +23,11 @@ func twoTenants(t *testing.T) store.Store {
 	theirs.Metadata = []byte(`{"name": "` + secret + `"}`)
 	shared := theirs
 	shared.ID, shared.Name, shared.Resource = sample.ParseID("p2-other"), "load", "p2-disk"
-	s := storeOf(t, gauge("mine", "vm-1", 0, 1), theirs, shared)
+	// Resources that had another owner before, and that have one since.
+	before, lost, since := theirs, gauge("lost", "vm-2", 0, 1), theirs
+	before.ID, before.Resource, before.Time = sample.ParseID("p2-before"), "vm-1", at-second
+	since.ID, since.Resource, since.Source = sample.ParseID("p2-since"), "vm-2", secret
+	s := storeOf(t, gauge("mine", "vm-1", 0, 1), theirs, shared, before, lost, since)
 	b := sample.NewBuilder()
 	b.Gap(sample.Gap{Meter: "*", Resource: "p2-vm", From: at, To: at + 1, Reason: secret})
 	gap := b.Build()
