@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -32,6 +33,8 @@ type Options struct {
 	// Rate is how many requests a second each user in each project may send, and
 	// each address of which nobody knows who asks; 0: no bound.
 	Rate float64
+	// Proxies are those whose X-Forwarded-For says where a request comes from.
+	Proxies []netip.Prefix
 	// Audit is where each request is noted, and who sent it; nil: nowhere.
 	Audit *zap.Logger
 	// Policy says what they may; nil: the rules that kvmeter brings.
@@ -112,7 +115,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.opts.Audit != nil {
 		noted, begin := &recorder{ResponseWriter: w}, time.Now()
 		w = noted
-		defer func() { audit(s.opts.Audit, r, &who.Identity, noted, time.Since(begin)) }()
+		defer func() { audit(s.opts.Audit, r, s.address(r), &who.Identity, noted, time.Since(begin)) }()
 	}
 	out := &output{w: w, kind: "application/json; charset=UTF-8", status: http.StatusOK}
 	err := s.serve(r, who, out)
@@ -166,17 +169,18 @@ func (s *server) serve(r *http.Request, who *caller, out *output) error {
 
 // admit finds out who asks, and whether the policy's rule allows them to.
 func (s *server) admit(r *http.Request, rule string, who *caller) error {
-	if err := s.rates.mayFail(r); err != nil {
+	from := s.address(r)
+	if err := s.rates.mayFail(from); err != nil {
 		return err
 	}
 	id, err := s.opts.Authenticate(r)
 	if err != nil {
-		return cmp.Or(s.rates.take(address(r)), err)
+		return cmp.Or(s.rates.take(from), err)
 	}
 	*who = caller{Identity: id, all: s.opts.Policy.seesAll(&id)}
 	key := id.Project + " " + id.User
 	if key == " " {
-		key = address(r)
+		key = from
 	}
 	if err := s.rates.take(key); err != nil {
 		return err

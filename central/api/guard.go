@@ -7,7 +7,10 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -65,11 +68,11 @@ func (l *rates) take(key string) error {
 
 // mayFail refuses the requests of an address from which too many came of which
 // nobody knows who asked.
-func (l *rates) mayFail(r *http.Request) error {
+func (l *rates) mayFail(from string) error {
 	if l == nil {
 		return nil
 	}
-	if left := l.of(address(r)).Tokens(); left < 1 {
+	if left := l.of(from).Tokens(); left < 1 {
 		return tooMany(time.Duration((1 - left) / float64(l.limit) * float64(time.Second)))
 	}
 	return nil
@@ -82,13 +85,26 @@ func tooMany(wait time.Duration) error {
 	}
 }
 
-// address is where a request comes from, without the port.
-func address(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
+// address is where a request comes from: the peer of the connection or, where that
+// is a proxy that is trusted to say so, what it forwards.
+func (s *server) address(r *http.Request) string {
+	from := r.RemoteAddr
+	if host, _, err := net.SplitHostPort(from); err == nil {
+		from = host
 	}
-	return host
+	// Each proxy adds its peer at the end; what stands before that of one that is
+	// not trusted anybody may have written.
+	forwarded := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(forwarded) - 1; i >= 0 && s.trusts(from); i-- {
+		from = cmp.Or(strings.TrimSpace(forwarded[i]), from)
+	}
+	return from
+}
+
+// trusts reports whether an address is of a proxy that is trusted.
+func (s *server) trusts(from string) bool {
+	addr, err := netip.ParseAddr(from)
+	return err == nil && slices.ContainsFunc(s.opts.Proxies, func(p netip.Prefix) bool { return p.Contains(addr.Unmap().WithZone("")) })
 }
 
 // timedBody is a request's body that must have come by a time.
@@ -135,10 +151,10 @@ func (w *recorder) Write(b []byte) (int, error) {
 }
 
 // audit writes who asked what, and what came of it. Tokens are not in it.
-func audit(log *zap.Logger, r *http.Request, id *Identity, w *recorder, took time.Duration) {
+func audit(log *zap.Logger, r *http.Request, from string, id *Identity, w *recorder, took time.Duration) {
 	log.Info("request",
 		zap.String("id", w.Header().Get("X-Openstack-Request-Id")),
-		zap.String("from", r.RemoteAddr),
+		zap.String("from", from),
 		zap.String("user", id.User), zap.String("project", id.Project), zap.Strings("roles", id.Roles),
 		zap.String("method", r.Method), zap.String("path", r.URL.Path), zap.String("query", r.URL.RawQuery),
 		zap.Int("status", w.status), zap.Int("bytes", w.bytes), zap.Duration("took", took),

@@ -3,6 +3,8 @@ package api_test
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -70,6 +72,44 @@ func TestAudit(t *testing.T) {
 		var got line
 		if err := json.Unmarshal([]byte(text), &got); err != nil || got != want[i] {
 			t.Errorf("got %s (%v), want %+v", text, err, want[i])
+		}
+	}
+}
+
+// TestAddressesBehindProxies holds that a trusted proxy says where a request comes
+// from, and that nobody else does.
+func TestAddressesBehindProxies(t *testing.T) {
+	var lines strings.Builder
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{}), zapcore.AddSync(&lines), zap.InfoLevel))
+	h := api.New(storeOf(t), api.Options{
+		Audit: log, Rate: 0.001, Proxies: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("::1/128")},
+		Authenticate: func(*http.Request) (api.Identity, error) { return api.Identity{}, api.Unauthenticated("Bearer") },
+	})
+	for i, tc := range []struct {
+		peer, forwarded, want string
+		status                int
+	}{
+		{"192.0.2.1:1000", "198.51.100.1", "198.51.100.1", 401},
+		{"192.0.2.1:1000", "198.51.100.1", "198.51.100.1", 429},
+		{"192.0.2.2:1000", "forged, 198.51.100.2", "198.51.100.2", 401},
+		{"192.0.2.2:1000", "198.51.100.1, 198.51.100.3, 192.0.2.9", "198.51.100.3", 401},
+		{"[::1]:1000", "2001:db8::1", "2001:db8::1", 401},
+		{"192.0.2.3:1000", "", "192.0.2.3", 401},
+		{"192.0.2.4:1000", "192.0.2.5", "192.0.2.5", 401},
+		{"203.0.113.1:1000", "198.51.100.4", "203.0.113.1", 401},
+		{"203.0.113.1:1000", "198.51.100.5", "203.0.113.1", 429},
+	} {
+		lines.Reset()
+		r := httptest.NewRequest(http.MethodGet, "http://api.example/v2/meters", nil)
+		r.RemoteAddr = tc.peer
+		if tc.forwarded != "" {
+			r.Header.Set("X-Forwarded-For", tc.forwarded)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		var got struct{ From string }
+		if err := json.Unmarshal([]byte(lines.String()), &got); err != nil || got.From != tc.want || w.Code != tc.status {
+			t.Errorf("%d: got %d from %q (%v), want %d from %q", i, w.Code, got.From, err, tc.status, tc.want)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -215,8 +216,27 @@ func checkAPI(a *control.API) error {
 	if a.Prefix != "" && a.Prefix[0] != '/' {
 		return fmt.Errorf("api.prefix %q does not begin with a slash", a.Prefix)
 	}
+	if _, err := proxies(a.TrustedProxies); err != nil {
+		return err
+	}
 	_, err := loadPolicy(a.Policy)
 	return errors.Join(a.Auth.Check(), err, daemon.CheckWebConfig("api.web_config", a.WebConfig))
+}
+
+// proxies reads addresses and networks.
+func proxies(list []string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, text := range list {
+		network, err := netip.ParsePrefix(text)
+		if addr, e := netip.ParseAddr(text); e == nil {
+			network, err = addr.Prefix(addr.BitLen())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("api.trusted_proxies: %q is neither an address nor a network such as 192.0.2.0/24", text)
+		}
+		all = append(all, network)
+	}
+	return all, nil
 }
 
 func loadPolicy(path string) (*api.Policy, error) {
@@ -238,6 +258,9 @@ func loadPolicy(path string) (*api.Policy, error) {
 // audit file.
 func apiOptions(ctx context.Context, a *control.API, log *zap.Logger) (o api.Options, done func(), err error) {
 	o = api.Options{Log: log, DefaultLimit: a.DefaultLimit, MaxLimit: a.MaxLimit, AllowedOrigins: a.AllowedOrigins, Prefix: a.Prefix, SampleSource: a.SampleSource}
+	if o.Proxies, err = proxies(a.TrustedProxies); err != nil {
+		return o, nil, err
+	}
 	if o.Authenticate, err = auth.New(ctx, &a.Auth, log); err != nil {
 		return o, nil, err
 	}

@@ -121,6 +121,10 @@ type API struct {
 	// send, and each address whose tokens nobody knows, where requests are
 	// authenticated; 0: no bound.
 	RateLimit float64 `yaml:"rate_limit"`
+	// TrustedProxies is the list of addresses, or of networks such as
+	// 192.0.2.0/24, whose X-Forwarded-For says where a request comes from, for
+	// rate_limit and audit.
+	TrustedProxies []string `yaml:"trusted_proxies"`
 	// Audit is the path of a file to which a line is added for each request: who
 	// asked, what, and what came of it. Empty: none.
 	Audit string `yaml:"audit"`
