@@ -80,7 +80,7 @@ type Client struct {
 	err    error // why not
 	synced bool  // the list was complete at least once on this connection
 	defs   map[string]entry
-	off    map[string]*collectors.Definition // of domains that do not run, by UUID
+	off    map[string]*collectors.Definition // of domains that do not run, by UUID; nil: its XML cannot be read
 	dirty  map[string]bool                   // UUIDs to ask for
 	stuck  map[string]bool                   // UUIDs whose last Stats is not answered yet
 	list   atomic.Pointer[map[string]*collectors.Definition]
@@ -88,8 +88,8 @@ type Client struct {
 }
 
 type entry struct {
-	def   *collectors.Definition
-	text  uint64 // hash of the XML that def was made of
+	def   *collectors.Definition // nil: its XML cannot be read
+	text  uint64                 // hash of the XML that def was made of
 	state golibvirt.DomainState
 	id    int32 // libvirt's id of this run of the domain
 	asked time.Time
@@ -276,7 +276,7 @@ func (c *Client) syncAll(ctx context.Context, k *link) error {
 	for _, d := range idle {
 		uuid := formatUUID(d.UUID)
 		inactive[uuid] = true
-		if !c.synced || c.off[uuid] == nil {
+		if _, known := c.off[uuid]; !known || !c.synced {
 			c.dirty[uuid] = true
 		}
 	}
@@ -314,9 +314,16 @@ func (c *Client) syncDirty(ctx context.Context, k *link) error {
 	c.mu.Lock()
 	list := make(map[string]*collectors.Definition, len(c.defs))
 	for uuid, e := range c.defs {
-		list[uuid] = e.def
+		if e.def != nil {
+			list[uuid] = e.def
+		}
 	}
-	off := slices.SortedFunc(maps.Values(c.off), func(x, y *collectors.Definition) int { return strings.Compare(x.UUID, y.UUID) })
+	off := make([]*collectors.Definition, 0, len(c.off))
+	for _, uuid := range slices.Sorted(maps.Keys(c.off)) {
+		if def := c.off[uuid]; def != nil {
+			off = append(off, def)
+		}
+	}
 	c.idle.Store(&off)
 	old := c.list.Swap(&list)
 	first := !c.synced
@@ -371,22 +378,27 @@ func (c *Client) syncDomain(ctx context.Context, k *link, uuid string) error {
 		return nil
 	case e.id < 0:
 		delete(c.defs, uuid)
-		if def, err := parse([]byte(text), e.state, &c.opts); err == nil {
-			c.off[uuid] = def
-		}
+		c.off[uuid] = c.parse(uuid, text, e.state)
 		return nil
 	}
 	e.asked, e.def, e.text = time.Now(), old.def, maphash.String(c.seed, text)
 	if !known || old.text != e.text || old.state != e.state {
-		e.def, err = parse([]byte(text), e.state, &c.opts)
-		if err != nil {
-			c.log.Warn("domain skipped", zap.String("domain", uuid), zap.Error(err))
-			delete(c.defs, uuid)
-			return nil
-		}
+		e.def = c.parse(uuid, text, e.state)
 	}
 	c.defs[uuid] = e
 	return nil
+}
+
+// parse makes a definition of a domain's XML, or logs why that cannot be and returns
+// nil.
+func (c *Client) parse(uuid, text string, state golibvirt.DomainState) *collectors.Definition {
+	def, err := parse([]byte(text), state, &c.opts)
+	if err != nil {
+		c.log.Warn("domain without its definition: it is metered without project, user, display name and what libvirt knows of its devices",
+			zap.String("domain", uuid), zap.Error(err))
+		return nil
+	}
+	return def
 }
 
 // Stats asks libvirt for groups of statistics of a domain. Those that make QEMU

@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 	"testing"
 
@@ -80,21 +79,6 @@ func TestTheNewerOfNovasVersionsHolds(t *testing.T) {
 	d, err := parse([]byte(text), golibvirt.DomainRunning, &Options{})
 	if err != nil || d.Display != "new" {
 		t.Errorf("got %+v, %v", d, err)
-	}
-}
-
-func TestDomainsWithManyDevicesAndOddNames(t *testing.T) {
-	var devices strings.Builder
-	for i := range 100 {
-		fmt.Fprintf(&devices, `<disk type="file"><source file="/d%d"/><target dev="vd%d"/></disk><interface><mac address="m"/><target dev="tap%d"/></interface>`, i, i, i)
-	}
-	head := "<domain><name>%s</name><uuid>c0ffee00-1111-4222-8333-444455556666</uuid>"
-	d, err := parse([]byte(fmt.Sprintf(head, "a")+"<devices>"+devices.String()+"</devices></domain>"), golibvirt.DomainRunning, &Options{})
-	if err != nil || len(d.Disks) != 100 || len(d.NICs) != 100 || d.Disks[99].Image() != "/d99" {
-		t.Fatalf("%d disks, %d NICs, %v", len(d.Disks), len(d.NICs), err)
-	}
-	if d, err := parse([]byte(fmt.Sprintf(head, "\xff\xfe")+"</domain>"), golibvirt.DomainRunning, &Options{}); err == nil {
-		t.Errorf("a name that is no UTF-8 is %q", d.Name)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -222,6 +223,7 @@ var errNoUUID = errors.New("the domain's XML has no uuid or no name")
 // parse makes a definition of a domain's live XML. What is missing in the XML is missing in
 // the definition; an error means that the text is no domain.
 func parse(text []byte, state golibvirt.DomainState, opts *Options) (*collectors.Definition, error) {
+	text = bytes.Map(legal, text)
 	var x domainXML
 	if err := xml.Unmarshal(text, &x); err != nil {
 		return nil, fmt.Errorf("read domain XML: %w", err)
@@ -297,6 +299,15 @@ func parse(text []byte, state golibvirt.DomainState, opts *Options) (*collectors
 	}
 	d.DisksMetadata = sums.json()
 	return d, nil
+}
+
+// legal has U+FFFD stand for what is no character of XML, as it does for bytes that
+// are no UTF-8: a name that has one costs itself only.
+func legal(r rune) rune {
+	if r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == '\ufffe' || r == '\uffff' {
+		return utf8.RuneError
+	}
+	return r
 }
 
 // nic returns the interface, unless it has no end on the host that can be

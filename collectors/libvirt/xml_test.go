@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"github.com/google/go-cmp/cmp"
@@ -116,6 +118,43 @@ func TestParseRefusesWhatIsNoDomain(t *testing.T) {
 	}
 }
 
+// TestParseOfOddTexts: names that are no text cost themselves only, and a hundred disks
+// and NICs are a hundred.
+func TestParseOfOddTexts(t *testing.T) {
+	many := "<domain><name>m</name><uuid>U</uuid><devices>"
+	for i := range 100 {
+		many += fmt.Sprintf("<disk type='file'><source file='/d%d'/><target dev='vd%d'/></disk><interface type='bridge'><mac address='52:54:00:00:00:%02x'/><target dev='tap%d'/></interface>", i, i, i, i)
+	}
+	for name, tc := range map[string]struct {
+		text        string
+		name        string
+		disks, nics int
+	}{
+		"a name in Latin-1":          {"<domain><name>gr\xfc\xdfe</name><uuid>u</uuid><title>\xff</title></domain>", "gr\ufffd\ufffde", 0, 0},
+		"a name with a control code": {"<domain><name>a\x01b\x00</name><uuid>u</uuid></domain>", "a\ufffdb\ufffd", 0, 0},
+		"an attribute that is none":  {"<domain><name>a</name><uuid>u</uuid><devices><disk><source file='/\xfe'/><target dev='vd\xff'/></disk></devices></domain>", "a", 1, 0},
+		"a hundred disks and NICs":   {many + "</devices></domain>", "m", 100, 100},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := parse([]byte(tc.text), golibvirt.DomainRunning, &Options{Host: "h", OwnerProject: "title"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Name != tc.name || len(d.Disks) != tc.disks || len(d.NICs) != tc.nics {
+				t.Errorf("name %q, %d disks, %d NICs", d.Name, len(d.Disks), len(d.NICs))
+			}
+			if tc.disks == 100 && d.Disks[99].Image() != "/d99" {
+				t.Errorf("the last disk is %+v", d.Disks[99])
+			}
+			for _, metadata := range [][]byte{d.Metadata, d.DisksMetadata} {
+				if !json.Valid(metadata) || !utf8.Valid(metadata) {
+					t.Errorf("metadata %q", metadata)
+				}
+			}
+		})
+	}
+}
+
 func TestMetadataFollowsTheState(t *testing.T) {
 	text, err := os.ReadFile("testdata/nova-tcg.xml")
 	if err != nil {
@@ -155,10 +194,14 @@ func FuzzParse(f *testing.F) {
 		}
 		f.Add(text, int32(1))
 	}
+	f.Add([]byte("<domain><name>\xff\x01</name><uuid>u</uuid><title>t</title><metadata><a b='c'/></metadata></domain>"), int32(3))
 	f.Fuzz(func(t *testing.T, text []byte, state int32) {
-		d, err := parse(text, golibvirt.DomainState(state), &Options{Host: "host"})
+		d, err := parse(text, golibvirt.DomainState(state), &Options{Host: "host", OwnerProject: "title", OwnerUser: "metadata/a/@b", UserMetadata: "metadata/a"})
 		if err != nil {
 			return
+		}
+		if !utf8.ValidString(d.UUID + d.Name + d.Display + d.Project + d.User) {
+			t.Errorf("what is no text: %+v", d)
 		}
 		if d.UUID == "" || d.Name == "" {
 			t.Errorf("definition without identity: %+v", d)
