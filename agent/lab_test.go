@@ -110,10 +110,16 @@ func (r *recorder) await(meter *sample.Meter, resource string, after time.Time) 
 // awaitGap waits for a gap of the resource whose reason has the words.
 func (r *recorder) awaitGap(resource, words string) {
 	r.t.Helper()
+	r.awaitGapAfter(resource, words, time.Time{})
+}
+
+// awaitGapAfter waits for one that ends after a time.
+func (r *recorder) awaitGapAfter(resource, words string, after time.Time) {
+	r.t.Helper()
 	for range 600 {
 		r.mu.Lock()
 		for _, g := range r.gaps {
-			if g.Resource == resource && strings.Contains(g.Reason, words) {
+			if g.Resource == resource && strings.Contains(g.Reason, words) && g.To > after.UnixMicro() {
 				r.mu.Unlock()
 				return
 			}

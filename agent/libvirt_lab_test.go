@@ -134,3 +134,31 @@ func TestLabLibvirtThatAnswersLate(t *testing.T) {
 		t.Error("the disk has another incarnation")
 	}
 }
+
+// TestLabLibvirtThatHangsUp ends the connections in the midst of an answer, again and
+// again: what libvirt knows comes back, and all else goes on.
+func TestLabLibvirtThatHangsUp(t *testing.T) {
+	ctx := t.Context()
+	l := lab.Start(t, lab.Options{})
+	must(t, l.StartLibvirt(ctx))
+	g, err := l.StartGuest(ctx, lab.GuestSpec{Kind: lab.KVM})
+	must(t, err)
+	p := l.Proxy(t)
+	r := newRecorder(t)
+	startAgent(t, l, r, func(cfg *Config, _ *Deps) { cfg.Libvirt, cfg.CrosscheckInterval = Sockets{p.Socket}, 0 })
+	old := r.await(sample.DiskReadBytes, g.UUID+"-hda", time.Time{})
+	for range 3 {
+		cut := time.Now()
+		p.Cut(true)
+		must(t, g.Pause(ctx)) // libvirt tells of it
+		must(t, g.Resume(ctx))
+		r.awaitGapAfter("*", "libvirt", cut)
+		if s := r.await(sample.CPU, g.UUID, time.Now()); s.Project != old.Project || s.Project == "" {
+			t.Errorf("project %q, was %q", s.Project, old.Project)
+		}
+		p.Cut(false)
+		if again := r.await(sample.DiskReadBytes, g.UUID+"-hda", time.Now()); again.Incarnation != old.Incarnation {
+			t.Error("the disk has another incarnation")
+		}
+	}
+}

@@ -13,13 +13,15 @@ import (
 )
 
 // Proxy stands between a client and libvirtd's read-only socket. It counts the
-// client's calls, and holds up libvirtd's answers and events if it is told to.
+// client's calls, and holds up libvirtd's answers and events, or cuts them off, if it
+// is told to.
 type Proxy struct {
 	// Socket is where the client connects to.
 	Socket string
 
 	target string
 	hold   atomic.Int64 // ns
+	cut    atomic.Bool
 	mu     sync.Mutex
 	calls  map[uint32]int
 	conns  map[net.Conn]bool
@@ -60,6 +62,9 @@ func (l *Lab) Proxy(t testing.TB) *Proxy {
 // Hold has every packet of libvirtd wait so long; 0: no more.
 func (p *Proxy) Hold(d time.Duration) { p.hold.Store(int64(d)) }
 
+// Cut has every connection end in the midst of libvirtd's next packet, or no more.
+func (p *Proxy) Cut(on bool) { p.cut.Store(on) }
+
 // Calls returns how often each of the client's procedures was called since the
 // last time that it was asked, by its number in libvirt's remote protocol.
 func (p *Proxy) Calls() map[uint32]int {
@@ -89,15 +94,15 @@ func (p *Proxy) serve(client net.Conn) {
 		return
 	}
 	var both sync.WaitGroup
-	pass := func(from, to net.Conn, each func(packet []byte)) {
+	pass := func(from, to net.Conn, each func(packet []byte) []byte) {
 		both.Go(func() {
 			for {
 				packet, err := readPacket(from)
 				if err != nil {
 					break
 				}
-				each(packet)
-				if _, err := to.Write(packet); err != nil {
+				part := each(packet)
+				if _, err := to.Write(part); err != nil || len(part) < len(packet) {
 					break
 				}
 			}
@@ -105,7 +110,13 @@ func (p *Proxy) serve(client net.Conn) {
 		})
 	}
 	pass(client, daemon, p.count)
-	pass(daemon, client, func([]byte) { time.Sleep(time.Duration(p.hold.Load())) })
+	pass(daemon, client, func(packet []byte) []byte {
+		time.Sleep(time.Duration(p.hold.Load()))
+		if p.cut.Load() {
+			return packet[:len(packet)/2]
+		}
+		return packet
+	})
 	both.Wait()
 	p.mu.Lock()
 	delete(p.conns, client)
@@ -114,7 +125,7 @@ func (p *Proxy) serve(client net.Conn) {
 }
 
 // count counts a call: of the program remote, and of the type call.
-func (p *Proxy) count(packet []byte) {
+func (p *Proxy) count(packet []byte) []byte {
 	const remote, program, procedure, kind = 0x20008086, 4, 12, 16
 	field := func(at int) uint32 { return binary.BigEndian.Uint32(packet[at:]) }
 	if len(packet) >= 28 && field(program) == remote && field(kind) == 0 {
@@ -122,6 +133,7 @@ func (p *Proxy) count(packet []byte) {
 		p.calls[field(procedure)]++
 		p.mu.Unlock()
 	}
+	return packet
 }
 
 // readPacket reads a packet of libvirt's RPC: its length comes first.
