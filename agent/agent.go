@@ -62,6 +62,7 @@ type Deps struct {
 	proc    string                                     // in tests: another /proc
 	openBMC func(device string) (bmc.Transport, error) // in tests: another BMC
 	guest   guestSource                                // in tests: another libvirt
+	ours    func(pid int) bool                         // in tests: which processes are on this host; nil: all
 }
 
 // Agent meters the domains of one host.
@@ -159,7 +160,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: deps.Log, metrics: m, guest: deps.guest, proc: deps.proc, notes: slices.Clone(deps.Notes),
-		scanner: newScanner(deps.proc), scanAll: true, domains: map[int]*domain{},
+		scanner: newScanner(deps.proc, deps.ours), scanAll: true, domains: map[int]*domain{},
 		links: deps.Links, faults: map[string]string{}, reloads: make(chan *reload),
 	}
 	a.watch.fresh = make(chan struct{})

@@ -180,7 +180,7 @@ func (a *Agent) tellLife(e bpf.LifeEvent, now time.Time) {
 			p, ok = parseCommand(whole)
 		}
 	}
-	if !ok {
+	if !ok || !a.scanner.here(e.Proc.PID) {
 		a.metrics.noDomains.Inc()
 		if err := a.lives.Forget(e.Proc); err != nil {
 			a.log.Warn("a process that is no domain is followed all the same", zap.Error(err))

@@ -35,6 +35,7 @@ type process struct {
 // that the kernel gave: a listing costs 2 µs a process.
 type scanner struct {
 	proc   string               // normally /proc
+	ours   func(pid int) bool   // which processes are on this host; nil: all
 	uptime func() time.Duration // since boot
 	known  map[int]*candidate
 	scan   uint64    // number of the last listing
@@ -63,9 +64,9 @@ const (
 	maxCommand = 128 << 10
 )
 
-func newScanner(proc string) *scanner {
+func newScanner(proc string, ours func(pid int) bool) *scanner {
 	return &scanner{
-		proc: proc, uptime: uptime, known: map[int]*candidate{},
+		proc: proc, ours: ours, uptime: uptime, known: map[int]*candidate{},
 		names: make([]byte, 32<<10), file: make([]byte, 4<<10),
 	}
 }
@@ -215,7 +216,7 @@ func (s *scanner) look(dir, pid int, c *candidate, now time.Time) {
 		return
 	}
 	p, ok := parseCommand(cmdline)
-	if !ok || !s.leads(dir, pid) {
+	if !ok || !s.leads(dir, pid) || !s.here(pid) {
 		return
 	}
 	p.pid = pid
@@ -223,6 +224,9 @@ func (s *scanner) look(dir, pid int, c *candidate, now time.Time) {
 		c.qemu = p
 	}
 }
+
+// here reports whether the process is on this host.
+func (s *scanner) here(pid int) bool { return s.ours == nil || s.ours(pid) }
 
 // leads reports whether the PID is a process's: /proc also has, hidden, those
 // of threads.

@@ -120,7 +120,7 @@ func TestScanner(t *testing.T) {
 	p.write("2/stat", "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12 0 0")
 	p.guest(30, 300, uuidA, "a")
 	p.run(40, 1000, "libvirtd")
-	s := newScanner(p.dir)
+	s := newScanner(p.dir, nil)
 	up := 10 * time.Second // PID 40 was just started
 	s.uptime = func() time.Duration { return up }
 	now := time.Now()
@@ -187,7 +187,7 @@ func TestScannerFollowsTheLastPID(t *testing.T) {
 		p.run(pid, 1, "sh")
 	}
 	p.write("loadavg", "0.00 0.01 0.05 1/123 19\n")
-	s := newScanner(p.dir)
+	s := newScanner(p.dir, nil)
 	s.uptime = func() time.Duration { return time.Hour }
 	now := time.Now()
 	scan := func() (pids []int) {
@@ -248,7 +248,7 @@ func TestOpenTaps(t *testing.T) {
 
 // BenchmarkScan is a scan of this machine's /proc with nothing new in it.
 func BenchmarkScan(b *testing.B) {
-	s := newScanner("/proc")
+	s := newScanner("/proc", nil)
 	now := time.Now()
 	if err := s.refresh(now, true, func(*process) {}); err != nil {
 		b.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,7 +28,8 @@ type Guest struct {
 	// Spec is what it was made of, defaults filled in.
 	Spec GuestSpec
 
-	lab    *Lab
+	lab    *Lab // that made it, and has its files
+	host   *Lab // on whose libvirtd it is
 	number int
 	serial sync.Mutex // one command at a time
 }
@@ -91,7 +93,7 @@ func (l *Lab) newGuest(ctx context.Context, spec GuestSpec) (*Guest, error) {
 
 func (l *Lab) guest(number int, spec GuestSpec) *Guest {
 	id := l.identity(number)
-	return &Guest{Name: id.Name, UUID: id.UUID, Spec: spec, lab: l, number: number}
+	return &Guest{Name: id.Name, UUID: id.UUID, Spec: spec, lab: l, host: l, number: number}
 }
 
 // Guests lists the lab's guests, running or not, by number.
@@ -188,10 +190,10 @@ func (g *Guest) start(ctx context.Context) error {
 			}
 		}
 	}
-	if err := g.lab.makeBridge(); err != nil {
+	if err := g.host.makeBridge(); err != nil {
 		return err
 	}
-	conn, err := g.lab.Connect(ctx)
+	conn, err := g.host.Connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -200,7 +202,7 @@ func (g *Guest) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ours, kept := g.lab.capabilities()
+	ours, kept := g.host.capabilities()
 	if err := copyNew(ours, kept); err != nil {
 		return fmt.Errorf("keep what libvirt knows about QEMU: %w", err)
 	}
@@ -209,7 +211,7 @@ func (g *Guest) start(ctx context.Context) error {
 		return err
 	}
 	for _, nic := range g.NICs() {
-		if err := quiet(nic.Tap); err != nil {
+		if err := g.host.Inside(func() error { return quiet(nic.Tap) }); err != nil {
 			return err
 		}
 	}
@@ -232,7 +234,7 @@ func (g *Guest) XML(ctx context.Context) (string, error) {
 	}
 	return domain{
 		ID: g.lab.identity(g.number), Spec: g.Spec, NICs: g.NICs(), Disks: g.Spec.disks(g.dir()),
-		Images: img, Bridge: g.lab.bridge(), Emulator: emulator, Console: g.Console(), Serial: g.socket(),
+		Images: img, Bridge: g.host.bridge(), Emulator: emulator, Console: g.Console(), Serial: g.socket(),
 		Created: r.Created.Format(time.DateTime),
 	}.render()
 }
@@ -276,7 +278,7 @@ func (g *Guest) isMine(p process) bool {
 
 // do runs one call on the guest's domain.
 func (g *Guest) do(ctx context.Context, what string, call func(*libvirt.Libvirt, libvirt.Domain) error) error {
-	conn, err := g.lab.Connect(ctx)
+	conn, err := g.host.Connect(ctx)
 	if err == nil {
 		defer func() { _ = conn.Disconnect() }()
 		err = call(conn, g.Domain())
@@ -317,6 +319,37 @@ func (g *Guest) Domain() libvirt.Domain {
 	d := libvirt.Domain{Name: g.Name, ID: -1}
 	_, _ = hex.Decode(d.UUID[:], []byte(strings.ReplaceAll(g.UUID, "-", "")))
 	return d
+}
+
+// Migrate moves the guest, while it runs, to another lab's libvirtd, where it is
+// defined from then on. Its files stay where they are.
+func (g *Guest) Migrate(ctx context.Context, to *Lab) error {
+	from := g.socket()
+	g.serial.Lock()
+	defer g.serial.Unlock()
+	if err := to.makeBridge(); err != nil {
+		return fmt.Errorf("migrate guest %s: %w", g.Name, err)
+	}
+	err := g.do(ctx, "migrate", func(conn *libvirt.Libvirt, d libvirt.Domain) error {
+		xml, err := conn.DomainGetXMLDesc(d, libvirt.DomainXMLMigratable|libvirt.DomainXMLSecure)
+		if err != nil {
+			return err
+		}
+		xml = strings.NewReplacer(g.host.bridge(), to.bridge(), from, to.path("run", filepath.Base(from))).Replace(xml)
+		params := []libvirt.TypedParam{
+			{Field: libvirt.MigrateParamDestXML, Value: *libvirt.NewTypedParamValueString(xml)},
+			{Field: libvirt.MigrateParamPersistXML, Value: *libvirt.NewTypedParamValueString(xml)},
+			{Field: libvirt.MigrateParamURI, Value: *libvirt.NewTypedParamValueString("unix://" + to.path("run", g.Name+".migration"))},
+		}
+		_, err = conn.DomainMigratePerform3Params(d, libvirt.OptString{"qemu+unix:///system?socket=" + to.Socket()}, params, nil,
+			libvirt.MigrateLive|libvirt.MigratePeer2peer|libvirt.MigratePersistDest|libvirt.MigrateUndefineSource|
+				libvirt.MigrateUnsafe) // libvirt does not know that both see the same files
+		return err
+	})
+	if err == nil {
+		g.host = to
+	}
+	return err
 }
 
 // Pause stops the guest's CPUs.

@@ -3,11 +3,14 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Packages are the Debian and Ubuntu packages that a lab needs.
@@ -78,15 +81,55 @@ func checkKVM() error {
 
 func (l *Lab) bridge() string { return "kmbr" + l.id }
 
+// Inside calls f in the lab's network namespace.
+func (l *Lab) Inside(f func() error) error {
+	if l.netns == "" {
+		return f()
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlock it: the thread ends here
+		ns, err := os.Open(l.namespace())
+		if err == nil {
+			err = errors.Join(unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET), ns.Close())
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// namespace is the path of the lab's network namespace, where it is apart.
+func (l *Lab) namespace() string { return "/run/netns/km" + l.id }
+
+// makeNamespace makes the network namespace of a lab that is apart, where the
+// kernel sends nothing of its own accord.
+func (l *Lab) makeNamespace() error {
+	if l.netns == "" {
+		return nil
+	}
+	if _, err := os.Stat(l.namespace()); err == nil {
+		return nil
+	}
+	if err := ip("netns", "add", l.netns); err != nil {
+		return err
+	}
+	return l.Inside(func() error { return errors.Join(noIPv6("all"), noIPv6("default")) })
+}
+
 // makeBridge makes the lab's bridge: it has no address, sends nothing of its
 // own, and the machine's firewall and routes have nothing to do with it.
-func (l *Lab) makeBridge() error {
+func (l *Lab) makeBridge() error { return l.Inside(l.bridgeHere) }
+
+func (l *Lab) bridgeHere() error {
 	br := l.bridge()
-	if _, err := os.Stat("/sys/class/net/" + br); err == nil {
+	if _, err := net.InterfaceByName(br); err == nil {
 		return nil
 	}
 	if err := ip("link", "add", br, "type", "bridge", "stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"); err != nil {
-		if _, stat := os.Stat("/sys/class/net/" + br); stat == nil {
+		if _, exists := net.InterfaceByName(br); exists == nil {
 			return nil // another goroutine's
 		}
 		return err
@@ -97,8 +140,13 @@ func (l *Lab) makeBridge() error {
 	return ip("link", "set", br, "up")
 }
 
-func (l *Lab) removeBridge() error {
-	if _, err := os.Stat("/sys/class/net/" + l.bridge()); err != nil {
+// removeNetwork removes the lab's network namespace, and the bridge, which may be
+// in it.
+func (l *Lab) removeNetwork() error {
+	if _, err := os.Stat(l.namespace()); err == nil {
+		return ip("netns", "del", "km"+l.id)
+	}
+	if _, err := net.InterfaceByName(l.bridge()); err != nil {
 		return nil
 	}
 	return ip("link", "del", l.bridge())
@@ -106,14 +154,9 @@ func (l *Lab) removeBridge() error {
 
 // quiet keeps everything from a tap that is not sent to its guest on purpose.
 func quiet(tap string) error {
-	errs := []error{noIPv6(tap)}
-	for name, value := range map[string]string{
-		"unicast_flood": "0", "multicast_flood": "0", "broadcast_flood": "0", "learning": "0", "isolated": "1",
-	} {
-		path := "/sys/class/net/" + tap + "/brport/" + name
-		errs = append(errs, os.WriteFile(path, []byte(value), 0o644))
-	}
-	if err := errors.Join(errs...); err != nil {
+	err := errors.Join(noIPv6(tap), ip("link", "set", tap, "type", "bridge_slave",
+		"flood", "off", "mcast_flood", "off", "bcast_flood", "off", "learning", "off", "isolated", "on"))
+	if err != nil {
 		return fmt.Errorf("quieten %s: %w", tap, err)
 	}
 	return nil

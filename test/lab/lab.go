@@ -20,8 +20,8 @@
 // machine runs, its /etc and its control groups are not touched. The sockets
 // libvirt-sock and libvirt-sock-ro are in run, where everybody may connect to the
 // latter if the folders above let him. Taps and the bridge are in the machine's
-// own network namespace, as on a real host, and the guests' processes are in its
-// own pid namespace.
+// own network namespace, as on a real host, unless [Options.Apart] says otherwise,
+// and the guests' processes are in its own pid namespace.
 //
 // Every name that two labs could share (bridge, taps, UUIDs, node name, ports)
 // comes from the lab's id, which is a hash of the folder's path, so any number of
@@ -73,6 +73,10 @@ type Options struct {
 	// Container has it run with its guests in a PID namespace of its own, where the
 	// lab's folder instances is also [ContainerInstances]. The guests end with it.
 	Container bool
+	// Apart makes the lab another host to the others, as far as one machine can
+	// be: with a network namespace and a host name of its own. Guests can migrate
+	// between labs of which all but one are apart.
+	Apart bool
 }
 
 // ContainerInstances is where a daemon in a container sees the guests' files, too; a
@@ -84,6 +88,7 @@ type Lab struct {
 	dir   string
 	id    string
 	cache string
+	netns string // name of its network namespace; empty: the machine's own
 	log   *zap.Logger
 
 	daemon    string
@@ -119,7 +124,11 @@ func New(dir string, opts Options) (*Lab, error) {
 	if opts.Daemon == "" {
 		opts.Daemon = "libvirtd"
 	}
-	return &Lab{dir: dir, id: labID(dir), cache: opts.Cache, log: opts.Log, daemon: opts.Daemon, container: opts.Container}, nil
+	l := &Lab{dir: dir, id: labID(dir), cache: opts.Cache, log: opts.Log, daemon: opts.Daemon, container: opts.Container}
+	if opts.Apart {
+		l.netns = "km" + l.id
+	}
+	return l, nil
 }
 
 // checkDir refuses folders that a lab cannot work in.
@@ -160,7 +169,7 @@ func (l *Lab) Close() error {
 	err := errors.Join(
 		l.end(ctx, "libvirtd", l.isLibvirtd),
 		l.end(ctx, "guests and broker", func(process) bool { return true }),
-		l.removeBridge(),
+		l.removeNetwork(),
 		l.restoreAIO(),
 	)
 	if err != nil {

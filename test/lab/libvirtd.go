@@ -32,6 +32,9 @@ var libvirtDirs = []struct{ name, path string }{
 	{"run", "/run/libvirt"},
 }
 
+// hostVariable tells libvirtd.sh the name of the host that a lab is apart as.
+const hostVariable = "KVMETER_LAB_HOST"
+
 const (
 	// qemuConf: as root, without what needs a service, a security module or a
 	// control group, and without a mount namespace for each guest.
@@ -44,12 +47,13 @@ stdio_handler = "file"
 namespaces = []
 cgroup_controllers = []
 `
-	// libvirtdConf: everybody may read, root may write.
+	// libvirtdConf: everybody may read, root may write. Each lab is a host of its own.
 	libvirtdConf = `auth_unix_ro = "none"
 auth_unix_rw = "none"
 unix_sock_ro_perms = "0777"
 unix_sock_rw_perms = "0700"
 log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+host_uuid = "%s-0000-4000-8000-0123456789ab"
 `
 )
 
@@ -86,7 +90,10 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 	if err := os.MkdirAll(l.path("instances"), 0o755); err != nil {
 		return fmt.Errorf("start libvirtd: %w", err)
 	}
-	for name, text := range map[string]string{"etc/qemu.conf": qemuConf, "libvirtd.conf": libvirtdConf} {
+	if err := l.makeNamespace(); err != nil {
+		return fmt.Errorf("start libvirtd: %w", err)
+	}
+	for name, text := range map[string]string{"etc/qemu.conf": qemuConf, "libvirtd.conf": fmt.Sprintf(libvirtdConf, l.id)} {
 		if err := os.WriteFile(l.path(name), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("start libvirtd: %w", err)
 		}
@@ -110,7 +117,11 @@ func (l *Lab) StartLibvirt(ctx context.Context) error {
 		cmd.Args = append(cmd.Args, ContainerInstances)
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
 	}
-	if err := cmd.Start(); err != nil {
+	if l.netns != "" {
+		cmd.Env = append(cmd.Env, hostVariable+"="+l.netns)
+		cmd.SysProcAttr.Unshareflags |= syscall.CLONE_NEWUTS
+	}
+	if err := l.Inside(cmd.Start); err != nil {
 		return fmt.Errorf("start libvirtd: %w", err)
 	}
 	ended := make(chan struct{})

@@ -6,6 +6,10 @@
 # The control groups are hidden: without them libvirt neither makes any (two
 # labs would share theirs) nor registers guests with systemd-machined.
 set -e
+if [ -n "$KVMETER_LAB_HOST" ]; then # it is apart
+	echo "$KVMETER_LAB_HOST" >/proc/sys/kernel/hostname
+	mount -t sysfs kvmeter-lab /sys # of its network namespace
+fi
 lab=$1 scratch=/sys/fs/cgroup
 umount -R -l $scratch 2>/dev/null || true
 mount -t tmpfs kvmeter-lab $scratch

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kvmeter/kvmeter/collectors/rtnl"
 )
 
 // SendUDP sends count UDP frames of 42 + size bytes from the host to the
@@ -18,7 +20,7 @@ func (g *Guest) SendUDP(ctx context.Context, count, size int) error {
 	if len(g.NICs()) == 0 {
 		return fmt.Errorf("send to guest %s: it has no NIC", g.Name)
 	}
-	if err := sendUDP(ctx, g.NICs()[0], count, size); err != nil {
+	if err := g.host.Inside(func() error { return sendUDP(ctx, g.NICs()[0], count, size) }); err != nil {
 		return fmt.Errorf("send to guest %s: %w", g.Name, err)
 	}
 	return nil
@@ -45,8 +47,21 @@ func sendUDP(ctx context.Context, nic NIC, count, size int) error {
 	to := &unix.SockaddrLinklayer{Ifindex: dev.Index, Protocol: htons(unix.ETH_P_IP), Halen: 6}
 	copy(to.Addr[:], frame[:6])
 
-	counter := "/sys/class/net/" + nic.Tap + "/statistics/tx_packets"
-	base, err := readNumber(counter)
+	links, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = links.Close() }()
+	var table []rtnl.Link
+	taken := func() (uint64, error) {
+		table, err := links.Read(ctx, table[:0])
+		if err != nil {
+			return 0, err
+		}
+		l, _ := rtnl.Find(table, dev.Index)
+		return l.TxPackets, nil
+	}
+	base, err := taken()
 	if err != nil {
 		return err
 	}
@@ -60,7 +75,7 @@ func sendUDP(ctx context.Context, nic NIC, count, size int) error {
 		var now uint64
 		var failed error
 		err := poll(ctx, func() bool {
-			now, failed = readNumber(counter)
+			now, failed = taken()
 			return failed != nil || now >= base+uint64(sent)
 		})
 		if failed != nil {

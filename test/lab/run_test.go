@@ -566,3 +566,31 @@ func channel(t *testing.T, r *Rabbit) *amqp.Channel {
 	}
 	return ch
 }
+
+func TestAGuestMigratesWithAllThatItHas(t *testing.T) {
+	ctx := t.Context()
+	from, to := started(t), Start(t, Options{Apart: true})
+	if err := to.StartLibvirt(ctx); err != nil {
+		t.Fatal(err)
+	}
+	g := start(t, from, GuestSpec{})
+	pid := g.PID()
+	if err := g.Migrate(ctx, to); err != nil {
+		t.Fatal(err)
+	}
+	if now := g.PID(); now == pid || now == 0 {
+		t.Errorf("its PID is %d, was %d", now, pid)
+	}
+	got := change(t, g, func() {
+		tell(t, g, "write 4096 10")
+		tell(t, g, "udp 200 100")
+		if err := g.SendUDP(ctx, 100, 10); err != nil {
+			t.Error(err)
+		}
+	})
+	for name, want := range map[string]uint64{"block.0.wr.reqs": 10, "net.0.rx.pkts": 100, "net.0.tx.pkts": 200} {
+		if got[name] != want {
+			t.Errorf("%s grew by %d, want %d", name, got[name], want)
+		}
+	}
+}

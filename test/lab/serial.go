@@ -18,7 +18,7 @@ import (
 // failed the command.
 var ErrCommand = errors.New("the guest says no")
 
-func (g *Guest) socket() string { return g.lab.path("run", g.Name+".serial") }
+func (g *Guest) socket() string { return g.host.path("run", g.Name+".serial") }
 
 // Exec has a Linux guest do one command and returns what it says about it. It
 // waits for the end of the command, however long, unless ctx ends before; then
