@@ -30,6 +30,7 @@ import (
 // LinkReader reads the counters of the host's network interfaces.
 type LinkReader interface {
 	Read(ctx context.Context, links []rtnl.Link) ([]rtnl.Link, error)
+	Removed(each func(rtnl.Removed)) error
 	Index(name string) (int, error)
 }
 
@@ -39,6 +40,7 @@ type guestSource interface {
 	Stopped() []*collectors.Definition
 	Sizes(ctx context.Context, uuid, device string) (collectors.DiskStats, error)
 	Changes() <-chan struct{}
+	Pauses() <-chan libvirt.Pause
 	Refresh(uuid string)
 	Stats(ctx context.Context, uuid string, groups collectors.Groups) (collectors.GuestStats, error)
 	Counters(ctx context.Context, cpu []string, nics bool) (map[string]collectors.GuestStats, error)
@@ -248,6 +250,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.guest != nil {
 		background.Go(func() { a.guest.Run(rest) })
 		background.Go(func() { a.follow(rest) })
+		background.Go(func() { a.watchPauses(rest) })
 		a.awaitGuest(ctx, firstSync)
 	}
 	if a.socket != nil {
@@ -327,6 +330,9 @@ func (a *Agent) follow(ctx context.Context) {
 		a.mu.Lock()
 		a.scanAll = true
 		a.scanned = time.Time{}
+		for _, d := range a.order { // one that ends before the next poll would not be known
+			a.identify(d, time.Now())
+		}
 		a.mu.Unlock()
 	}
 }

@@ -88,10 +88,20 @@ type fakeLinks struct {
 	shift int
 	table []rtnl.Link // sorted by index
 	err   error
+
+	removed []rtnl.Removed
 }
 
 func (f *fakeLinks) Read(_ context.Context, links []rtnl.Link) ([]rtnl.Link, error) {
 	return append(links, f.table...), f.err
+}
+
+func (f *fakeLinks) Removed(each func(rtnl.Removed)) error {
+	for _, l := range f.removed {
+		each(l)
+	}
+	f.removed = nil
+	return nil
 }
 
 func (f *fakeLinks) Index(name string) (int, error) {
@@ -112,6 +122,7 @@ type fakeGuests struct {
 	err     error
 	wanted  []string
 	changes chan struct{}
+	pauses  chan libvirt.Pause
 
 	counted    int // how often Counters was called
 	counterErr error
@@ -138,6 +149,8 @@ func (f *fakeGuests) Sizes(_ context.Context, uuid, _ string) (collectors.DiskSt
 }
 
 func (f *fakeGuests) Changes() <-chan struct{} { return f.changes }
+
+func (f *fakeGuests) Pauses() <-chan libvirt.Pause { return f.pauses }
 
 func (f *fakeGuests) Refresh(uuid string) {
 	f.mu.Lock()

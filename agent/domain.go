@@ -87,6 +87,9 @@ type domain struct {
 
 	requests [2]requestCount // of all disks, at the last two readings
 
+	paused bool // its disks were read since its vCPUs were stopped: they have counted all
+	pauses int  // how many are over
+
 	gone      *[diskCount]uint64 // of disks that were unplugged, or attached anew; words of goneBlock
 	goneBlock *state.Block
 

@@ -74,18 +74,8 @@ func newLives(hook Lifecycle, m *metrics, plans []plan, cfg *Config) *lives {
 	if cfg.Counters != "" {
 		l.dir = filepath.Join(filepath.Dir(cfg.Counters), "domains")
 	}
-	l.task = &task{builder: sample.NewBuilder(), usage: usageOf(plans)}
+	l.task = lastTask(plans)
 	return l
-}
-
-// usageOf returns which meters of a process the plans ask for.
-func usageOf(plans []plan) (usage uint32) {
-	for _, p := range plans {
-		for _, m := range p.meters {
-			usage |= bit(usageMeters[:], m)
-		}
-	}
-	return usage
 }
 
 // followProcess has the process accounted at its end.
@@ -332,9 +322,7 @@ func (a *Agent) settleEnds(now time.Time) (next time.Time) {
 			next = again
 		}
 	}
-	if a.lives.task.builder.Len() > 0 {
-		a.flush(a.lives.task, time.Now().UnixMicro())
-	}
+	a.flushLast(time.Now().UnixMicro())
 	return next
 }
 
@@ -380,6 +368,7 @@ func (a *Agent) settleEnd(p bpf.Proc, e *end, now time.Time) (done bool) {
 			return false
 		}
 	}
+	a.lastOfNICs(d)
 	a.account(d, lived)
 	a.lost(a.devices(d), d, time.Now().UnixMicro(), "the domain ended; what went through the device since its last sample is not counted")
 	a.state.Forget(d.owner)

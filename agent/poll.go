@@ -380,6 +380,7 @@ func (a *Agent) ended(d *domain, now int64) {
 	a.metrics.differ(d.check.last, -1)
 	a.metrics.silent.DeleteLabelValues(d.uuid)
 	d.release()
+	a.lastOfNICs(d)
 	if !a.awaitEnd(d) {
 		a.unaccounted(d, now)
 	}
@@ -413,7 +414,7 @@ func (a *Agent) devices(d *domain) []device {
 		}
 	}
 	for i := range d.disks {
-		if disks {
+		if disks && !d.paused {
 			all = append(all, device{d.disks[i].row.Resource, d.disks[i].sent})
 		}
 	}
@@ -475,6 +476,7 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	default:
 		return
 	}
+	a.lastOfNICs(d)
 	before := a.devices(d)
 	d.define(now, def, a.cfg.Source, a.cfg.Node, taps, a.index)
 	d.ready, a.hooks.stale = true, true
@@ -606,6 +608,7 @@ func (a *Agent) fault(collector, what string) {
 
 // readLinks reads the NICs of all domains.
 func (a *Agent) readLinks(ctx context.Context) error {
+	a.lastOfNICs()
 	table, err := a.links.Read(ctx, a.table[:0])
 	fault := ""
 	if err != nil {

@@ -179,8 +179,8 @@ func (k *link) close() {
 	k.calls.Wait()
 }
 
-// subscribe calls each with the domain of every event of the kind.
-func (k *link) subscribe(ctx context.Context, id golibvirt.DomainEventID, each func(golibvirt.Domain)) error {
+// subscribe calls each with every event of the kind and its domain.
+func (k *link) subscribe(ctx context.Context, id golibvirt.DomainEventID, each func(d golibvirt.Domain, event any)) error {
 	var events <-chan any
 	err := k.call(ctx, func() (err error) {
 		events, err = k.SubscribeEvents(k.ctx, id, nil)
@@ -193,19 +193,19 @@ func (k *link) subscribe(ctx context.Context, id golibvirt.DomainEventID, each f
 		for e := range events {
 			switch e := e.(type) {
 			case *golibvirt.DomainEventCallbackLifecycleMsg:
-				each(e.Msg.Dom)
+				each(e.Msg.Dom, e)
 			case *golibvirt.DomainEventCallbackDeviceAddedMsg:
-				each(e.Dom)
+				each(e.Dom, e)
 			case *golibvirt.DomainEventCallbackDeviceRemovedMsg:
-				each(e.Msg.Dom)
+				each(e.Msg.Dom, e)
 			case *golibvirt.DomainEventCallbackMetadataChangeMsg:
-				each(e.Dom)
+				each(e.Dom, e)
 			case *golibvirt.DomainEventCallbackBalloonChangeMsg:
-				each(e.Msg.Dom)
+				each(e.Msg.Dom, e)
 			case *golibvirt.DomainEventBlockJob2Msg:
-				each(e.Dom)
+				each(e.Dom, e)
 			case *golibvirt.DomainEventCallbackTrayChangeMsg:
-				each(e.Msg.Dom)
+				each(e.Msg.Dom, e)
 			}
 		}
 	})

@@ -46,6 +46,7 @@ const (
 	debounce   = 50 * time.Millisecond
 	retryFirst = time.Second
 	retryLast  = 30 * time.Second
+	maxPauses  = 256
 	maxStuck   = 3 // calls given up, of the 5 that libvirt takes at once from a client and the 20 that it works on
 )
 
@@ -71,6 +72,7 @@ type Client struct {
 	seed    maphash.Seed
 	changes chan struct{}
 	kick    chan struct{}
+	pauses  chan Pause
 
 	asking sync.Mutex // held while asks is dialled
 
@@ -105,7 +107,7 @@ func New(log *zap.Logger, opts Options) *Client {
 	}
 	c := &Client{
 		log: log, opts: opts, err: ErrNotConnected, seed: maphash.MakeSeed(),
-		changes: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+		changes: make(chan struct{}, 1), kick: make(chan struct{}, 1), pauses: make(chan Pause, maxPauses),
 		defs: map[string]entry{}, off: map[string]*collectors.Definition{}, dirty: map[string]bool{}, stuck: map[string]bool{},
 	}
 	c.list.Store(&map[string]*collectors.Definition{})
@@ -125,6 +127,40 @@ func (c *Client) Stopped() []*collectors.Definition { return *c.idle.Load() }
 // Changes receives when there is something new in Definitions, or libvirt came
 // or went.
 func (c *Client) Changes() <-chan struct{} { return c.changes }
+
+// Pause says that a domain's vCPUs were stopped, or that they run again.
+type Pause struct {
+	UUID string
+	Over bool
+}
+
+// Pauses receives what libvirt tells of pauses. Before a migration, a save or a
+// snapshot takes a domain away its vCPUs are stopped: only then can it be asked for
+// what it has counted in all. Receive soon: of many at once some are left out, of
+// those that are over none.
+func (c *Client) Pauses() <-chan Pause { return c.pauses }
+
+// pause hands on what an event says of a domain's vCPUs, until ctx ends.
+func (c *Client) pause(ctx context.Context, e any) {
+	l, ok := e.(*golibvirt.DomainEventCallbackLifecycleMsg)
+	if !ok {
+		return
+	}
+	p := Pause{UUID: formatUUID(l.Msg.Dom.UUID)}
+	switch golibvirt.DomainEventType(l.Msg.Event) {
+	case golibvirt.DomainEventSuspended:
+		select {
+		case c.pauses <- p:
+		default:
+		}
+	case golibvirt.DomainEventResumed:
+		p.Over = true
+		select {
+		case c.pauses <- p:
+		case <-ctx.Done():
+		}
+	}
+}
 
 // Err returns nil while the client is connected and knows the domains, and
 // else what is wrong.
@@ -201,7 +237,10 @@ func (c *Client) serve(ctx context.Context, k *link) error {
 		golibvirt.DomainEventIDDeviceRemoved, golibvirt.DomainEventIDMetadataChange,
 		golibvirt.DomainEventIDBalloonChange, golibvirt.DomainEventIDBlockJob2, golibvirt.DomainEventIDTrayChange,
 	} {
-		err := k.subscribe(ctx, id, func(d golibvirt.Domain) { c.Refresh(formatUUID(d.UUID)) })
+		err := k.subscribe(ctx, id, func(d golibvirt.Domain, event any) {
+			c.Refresh(formatUUID(d.UUID))
+			c.pause(k.ctx, event)
+		})
 		if err != nil {
 			return fmt.Errorf("subscribe to libvirt's events: %w", err)
 		}

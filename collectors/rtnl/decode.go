@@ -106,22 +106,33 @@ func (d *decoder) stats(msg []byte) error {
 	if index <= 0 {
 		return errIndex
 	}
-	for attrs := msg[statsMsgSize:]; len(attrs) > 0; {
-		if len(attrs) < attrSize {
-			return errTruncated
-		}
-		size := int(e.Uint16(attrs))
-		if size < attrSize || size > len(attrs) {
-			return errTruncated
-		}
-		if e.Uint16(attrs[2:])&attrTypeMask == statsLink64 {
-			if size < attrSize+8*counters {
-				return errTruncated
-			}
-			d.links = append(d.links, link(index, attrs[attrSize:]))
+	return attributes(msg[statsMsgSize:], func(kind uint16, value []byte) error {
+		if kind != statsLink64 {
 			return nil
 		}
-		attrs = attrs[min(align(size), len(attrs)):]
+		if len(value) < 8*counters {
+			return errTruncated
+		}
+		d.links = append(d.links, link(index, value))
+		return nil
+	})
+}
+
+// attributes calls each with the attributes that follow the head of a message.
+func attributes(b []byte, each func(kind uint16, value []byte) error) error {
+	e := binary.NativeEndian
+	for len(b) > 0 {
+		if len(b) < attrSize {
+			return errTruncated
+		}
+		size := int(e.Uint16(b))
+		if size < attrSize || size > len(b) {
+			return errTruncated
+		}
+		if err := each(e.Uint16(b[2:])&attrTypeMask, b[attrSize:size]); err != nil {
+			return err
+		}
+		b = b[min(align(size), len(b)):]
 	}
 	return nil
 }

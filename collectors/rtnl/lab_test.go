@@ -137,6 +137,55 @@ func TestATapMadeAnewIsAnotherInterface(t *testing.T) {
 	}
 }
 
+func TestARemovedInterfaceTellsWhatItHadCounted(t *testing.T) {
+	tap.Namespace(t)
+	c := open(t)
+	want := map[string]Removed{}
+	for n := range 60 {
+		name := fmt.Sprint("vnet", n)
+		tp, err := tap.New(name, tap.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		frames := n % 3
+		for range frames {
+			if _, err := tp.Queues[0].Write(tap.Frame(1000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want[name] = Removed{Name: name, Link: Link{Index: tp.Index, RxPackets: uint64(frames), RxBytes: uint64(1000 * frames)}}
+		tp.Remove()
+	}
+	if err := c.Removed(func(r Removed) {
+		r.RxDropped = 0 // nobody takes these frames
+		if r != want[r.Name] {
+			t.Errorf("got %+v, want %+v", r, want[r.Name])
+		}
+		delete(want, r.Name)
+	}); err != nil {
+		t.Error(err)
+	}
+	if len(want) > 0 {
+		t.Errorf("%d are missing", len(want))
+	}
+	if err := unix.SetsockoptInt(c.removed, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		tp, err := tap.New("vnet", tap.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tp.Remove()
+	}
+	if err := c.Removed(func(Removed) {}); !errors.Is(err, ErrMissed) {
+		t.Errorf("got %v, want %v", err, ErrMissed)
+	}
+	if err := c.Removed(func(r Removed) { t.Errorf("%+v was told twice", r) }); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOnlyTheOwnNamespaceIsRead(t *testing.T) {
 	before := open(t)
 	tap.Namespace(t)

@@ -45,11 +45,12 @@ type Link struct {
 
 // Conn is a socket to the kernel. It is for one goroutine at a time.
 type Conn struct {
-	fd    int
-	seq   uint32
-	dirty bool // an answer may not have been read to its end
-	req   []byte
-	buf   []byte
+	fd      int
+	removed int // the socket for what is removed
+	seq     uint32
+	dirty   bool // an answer may not have been read to its end
+	req     []byte
+	buf     []byte
 }
 
 // Open returns a connection for the network namespace of the calling thread.
@@ -64,7 +65,12 @@ func Open() (*Conn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("set deadline of netlink socket: %w", err)
 	}
-	return &Conn{fd: fd, req: request(), buf: make([]byte, bufferSize)}, nil
+	removed, err := subscribe()
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("subscribe to removed interfaces: %w", err)
+	}
+	return &Conn{fd: fd, removed: removed, req: request(), buf: make([]byte, bufferSize)}, nil
 }
 
 // Read appends the counters of all interfaces to links, sorted by index, and
@@ -161,5 +167,5 @@ func Find(links []Link, index int) (Link, bool) {
 
 // Close closes the socket.
 func (c *Conn) Close() error {
-	return unix.Close(c.fd)
+	return errors.Join(unix.Close(c.removed), unix.Close(c.fd))
 }
