@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -42,18 +43,22 @@ func (a *Agent) lastOfNICs(others ...*domain) {
 	if a.links == nil {
 		return
 	}
-	base := time.Now().UnixMicro()
+	now := time.Now()
+	base := now.UnixMicro()
 	err := a.links.Removed(func(l rtnl.Removed) {
+		known := false
 		for _, d := range a.order {
-			a.lastOfNIC(d, l, base)
+			known = a.lastOfNIC(d, l, base) || known
 		}
 		for _, e := range a.lives.ends {
-			if e.d != nil {
-				a.lastOfNIC(e.d, l, base)
-			}
+			known = e.d != nil && a.lastOfNIC(e.d, l, base) || known
 		}
 		for _, d := range others {
-			a.lastOfNIC(d, l, base)
+			known = a.lastOfNIC(d, l, base) || known
+		}
+		if !known {
+			maps.DeleteFunc(a.lives.late, func(_ string, l lateLink) bool { return now.Sub(l.at) > lostAfter })
+			a.lives.late[l.Name] = lateLink{l, now}
 		}
 	})
 	if err != nil {
@@ -62,13 +67,60 @@ func (a *Agent) lastOfNICs(others ...*domain) {
 	a.flushLast(base)
 }
 
-// lastOfNIC sends what the domain's NIC had counted, if it is that one.
-func (a *Agent) lastOfNIC(d *domain, l rtnl.Removed, base int64) {
+// lateLink is an interface that was removed before anybody told whose it was.
+type lateLink struct {
+	rtnl.Removed
+	at time.Time
+}
+
+// lateLink returns the interface of a NIC that was removed since the domain was
+// found.
+func (a *Agent) lateLink(d *domain, device string) (lateLink, bool) {
+	l, ok := a.lives.late[device]
+	return l, ok && l.at.After(d.found)
+}
+
+// indexOf returns the index of the interface that the domain has or had by that
+// name, or 0.
+func (a *Agent) indexOf(d *domain, device string) int {
+	i := a.index(device)
+	if l, ok := a.lateLink(d, device); ok && (i == 0 || a.lives.ends[d.proc] != nil) {
+		return l.Index
+	}
+	return i
+}
+
+// lastOfLateNICs sends what a domain's NICs had counted that were removed before
+// anybody told whose they were.
+func (a *Agent) lastOfLateNICs(d *domain) {
+	base := time.Now().UnixMicro()
+	for i := range d.nics {
+		if l, ok := a.lateLink(d, d.nics[i].device); ok && a.lastOfNIC(d, l.Removed, base) {
+			delete(a.lives.late, l.Name)
+		}
+	}
+	a.flushLast(base)
+}
+
+// lastDefinition returns what libvirt says of a domain that has ended, or nil.
+func (a *Agent) lastDefinition(uuid string) *collectors.Definition {
+	for _, def := range a.guest.Stopped() {
+		if def.UUID == uuid {
+			return def
+		}
+	}
+	return nil
+}
+
+// lastOfNIC sends what the domain's NIC had counted, and reports whether it is
+// that one.
+func (a *Agent) lastOfNIC(d *domain, l rtnl.Removed, base int64) (found bool) {
 	for i := range d.nics {
 		k := &d.nics[i]
 		if k.index != l.Index || k.lost {
 			continue
 		}
+		found = true
 		k.advance(l.Link, a.metrics)
 		k.lost = true
 		t := a.lives.task
@@ -83,6 +135,7 @@ func (a *Agent) lastOfNIC(d *domain, l rtnl.Removed, base int64) {
 			k.sent = 0
 		}
 	}
+	return found
 }
 
 // watchPauses has the disks of domains read whose vCPUs were stopped, until ctx
@@ -95,16 +148,21 @@ func (a *Agent) watchPauses(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case p := <-a.guest.Pauses():
-			if !p.Over {
+			if p.Over {
+				a.resumed(p.UUID)
+			} else {
 				asking.Go(func() { a.lastOfDisks(ctx, p.UUID) })
-				continue
 			}
-			a.mu.Lock()
-			if d := a.domainOf(p.UUID); d != nil {
-				d.paused, d.pauses = false, d.pauses+1
-			}
-			a.mu.Unlock()
 		}
+	}
+}
+
+// resumed notes that a domain's disks count on.
+func (a *Agent) resumed(uuid string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if d := a.domainOf(uuid); d != nil {
+		d.paused, d.pauses = false, d.pauses+1
 	}
 }
 

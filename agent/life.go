@@ -53,10 +53,11 @@ const (
 type lives struct {
 	Lifecycle // nil: ends are not accounted
 	ends      map[bpf.Proc]*end
-	task      *task  // makes the last samples
-	swept     bool   // what ended while no agent ran is among the ends, if it can be told
-	broken    bool   // nobody asks the hook any more
-	dir       string // of what is known of domains; empty: a restart forgets it
+	late      map[string]lateLink // by name
+	task      *task               // makes the last samples
+	swept     bool                // what ended while no agent ran is among the ends, if it can be told
+	broken    bool                // nobody asks the hook any more
+	dir       string              // of what is known of domains; empty: a restart forgets it
 	run       run
 }
 
@@ -70,7 +71,7 @@ type end struct {
 
 // newLives returns what accounts the ends of domains for all plans.
 func newLives(hook Lifecycle, m *metrics, plans []plan, cfg *Config) *lives {
-	l := &lives{Lifecycle: hook, ends: map[bpf.Proc]*end{}, swept: hook == nil, run: m.collector("lifecycle")}
+	l := &lives{Lifecycle: hook, ends: map[bpf.Proc]*end{}, late: map[string]lateLink{}, swept: hook == nil, run: m.collector("lifecycle")}
 	if cfg.Counters != "" {
 		l.dir = filepath.Join(filepath.Dir(cfg.Counters), "domains")
 	}

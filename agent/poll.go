@@ -453,7 +453,9 @@ func (a *Agent) setOrder(ds []*domain) {
 func (a *Agent) identify(d *domain, now time.Time) {
 	var def *collectors.Definition
 	if a.guest != nil && !d.replaced {
-		def = a.guest.Definitions()[d.uuid]
+		if def = a.guest.Definitions()[d.uuid]; def == nil && a.lives.ends[d.proc] != nil {
+			def = a.lastDefinition(d.uuid)
+		}
 	}
 	var taps []string
 	switch {
@@ -478,9 +480,10 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	}
 	a.lastOfNICs(d)
 	before := a.devices(d)
-	d.define(now, def, a.cfg.Source, a.cfg.Node, taps, a.index)
+	d.define(now, def, a.cfg.Source, a.cfg.Node, taps, func(name string) int { return a.indexOf(d, name) })
 	d.ready, a.hooks.stale = true, true
 	a.remember(d)
+	a.lastOfLateNICs(d)
 	after := a.devices(d)
 	gone := slices.DeleteFunc(before, func(k device) bool { return slices.Contains(after, k) })
 	a.lost(gone, d, time.Now().UnixMicro(), "the device was removed; what went through it since its last sample is not counted")

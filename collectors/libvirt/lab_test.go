@@ -127,3 +127,43 @@ func TestLabStuckQEMUs(t *testing.T) {
 		}
 	})
 }
+
+func TestLabADomainThatLibvirtIsBusyWith(t *testing.T) {
+	ctx := t.Context()
+	l := lab.Start(t, lab.Options{})
+	must(t, l.StartLibvirt(ctx))
+	g, err := l.StartGuest(ctx, lab.GuestSpec{Kind: lab.KVM, NICs: -1})
+	must(t, err)
+	p := l.Proxy(t)
+	c := New(zaptest.NewLogger(t), Options{Sockets: []string{p.Socket}, Host: "h", Timeout: 2 * time.Second})
+	run, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { c.Run(run); close(done) }()
+	t.Cleanup(func() { stop(); <-done })
+	state := func() int32 {
+		def := c.Definitions()[g.UUID]
+		if def == nil {
+			return -1
+		}
+		return int32(def.State)
+	}
+	eventually(t, "the domain is known", func() bool { return state() == 1 })
+	const getXMLDesc = 14
+	p.Late(getXMLDesc, 6*time.Second)
+	p.Calls()
+	must(t, g.Pause(ctx))
+	eventually(t, "it was given up", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.slow[g.UUID]
+	})
+	if err := c.Err(); err != nil || state() != 1 {
+		t.Errorf("the connection is lost: %v, and the domain is %d", err, state())
+	}
+	p.Late(0, 0)
+	eventually(t, "it is asked for again", func() bool { return state() == 3 })
+	const open = 1
+	if n := p.Calls()[open]; n > 0 {
+		t.Errorf("it has connected again")
+	}
+}

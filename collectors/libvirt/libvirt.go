@@ -85,6 +85,7 @@ type Client struct {
 	off    map[string]*collectors.Definition // of domains that do not run, by UUID; nil: its XML cannot be read
 	dirty  map[string]bool                   // UUIDs to ask for
 	stuck  map[string]bool                   // UUIDs whose last Stats is not answered yet
+	slow   map[string]bool                   // UUIDs that libvirt is being asked for; true: nobody waits for the answer any more
 	list   atomic.Pointer[map[string]*collectors.Definition]
 	idle   atomic.Pointer[[]*collectors.Definition]
 }
@@ -108,7 +109,7 @@ func New(log *zap.Logger, opts Options) *Client {
 	c := &Client{
 		log: log, opts: opts, err: ErrNotConnected, seed: maphash.MakeSeed(),
 		changes: make(chan struct{}, 1), kick: make(chan struct{}, 1), pauses: make(chan Pause, maxPauses),
-		defs: map[string]entry{}, off: map[string]*collectors.Definition{}, dirty: map[string]bool{}, stuck: map[string]bool{},
+		defs: map[string]entry{}, off: map[string]*collectors.Definition{}, dirty: map[string]bool{}, stuck: map[string]bool{}, slow: map[string]bool{},
 	}
 	c.list.Store(&map[string]*collectors.Definition{})
 	c.idle.Store(&[]*collectors.Definition{})
@@ -384,9 +385,13 @@ func (c *Client) syncDomain(ctx context.Context, k *link, uuid string) error {
 	if !ok {
 		return nil
 	}
+	if !c.begin(uuid) {
+		return nil // it is asked for again once libvirt has answered
+	}
 	var e entry
 	var text string
 	err := k.call(ctx, func() error {
+		defer c.finish(uuid)
 		dom, err := k.DomainLookupByUUID(id)
 		if err != nil {
 			return err
@@ -401,6 +406,9 @@ func (c *Client) syncDomain(ctx context.Context, k *link, uuid string) error {
 	})
 	var refused golibvirt.Error
 	switch {
+	case errors.Is(err, errTimeout) && c.giveUp(ctx, k, uuid):
+		c.log.Warn("libvirt does not tell of a domain; it is busy with it", zap.String("domain", uuid), zap.Error(err))
+		return nil
 	case errors.As(err, &refused) && !golibvirt.IsNotFound(err):
 		c.log.Warn("libvirt tells nothing of a domain", zap.String("domain", uuid), zap.Error(err))
 		return nil
@@ -438,6 +446,55 @@ func (c *Client) parse(uuid, text string, state golibvirt.DomainState) *collecto
 		return nil
 	}
 	return def
+}
+
+// begin notes that libvirt is asked for a domain, unless it still is.
+func (c *Client) begin(uuid string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.slow[uuid] {
+		return false
+	}
+	c.slow[uuid] = false
+	return true
+}
+
+// finish notes that libvirt has answered, and asks again where nobody waited.
+func (c *Client) finish(uuid string) {
+	c.mu.Lock()
+	again := c.slow[uuid]
+	delete(c.slow, uuid)
+	c.mu.Unlock()
+	if again {
+		c.Refresh(uuid)
+	}
+}
+
+// giveUp waits no longer for what libvirt tells of one domain, which it holds
+// locked while it starts it, for one. It returns false if libvirt does not answer
+// at all, or has left too much unanswered.
+func (c *Client) giveUp(ctx context.Context, k *link, uuid string) bool {
+	if k.call(ctx, func() error { _, err := k.ConnectGetLibVersion(); return err }) != nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	waiting := 1
+	for _, left := range c.slow {
+		if left {
+			waiting++
+		}
+	}
+	if waiting > maxStuck {
+		return false
+	}
+	if _, asked := c.slow[uuid]; asked {
+		c.slow[uuid] = true
+	} else {
+		c.dirty[uuid] = true // it has answered just now
+		signal(c.kick)
+	}
+	return true
 }
 
 // Stats asks libvirt for groups of statistics of a domain. Those that make QEMU

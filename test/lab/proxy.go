@@ -22,6 +22,7 @@ type Proxy struct {
 	target string
 	hold   atomic.Int64 // ns
 	cut    atomic.Bool
+	late   atomic.Pointer[lateAnswers]
 	mu     sync.Mutex
 	calls  map[uint32]int
 	conns  map[net.Conn]bool
@@ -65,6 +66,16 @@ func (p *Proxy) Hold(d time.Duration) { p.hold.Store(int64(d)) }
 // Cut has every connection end in the midst of libvirtd's next packet, or no more.
 func (p *Proxy) Cut(on bool) { p.cut.Store(on) }
 
+// lateAnswers are those to one procedure.
+type lateAnswers struct {
+	procedure uint32
+	by        time.Duration
+}
+
+// Late has the answers to one procedure, by its number in libvirt's remote
+// protocol, come so much later, and all else in time; 0: no more.
+func (p *Proxy) Late(procedure uint32, by time.Duration) { p.late.Store(&lateAnswers{procedure, by}) }
+
 // Calls returns how often each of the client's procedures was called since the
 // last time that it was asked, by its number in libvirt's remote protocol.
 func (p *Proxy) Calls() map[uint32]int {
@@ -94,14 +105,18 @@ func (p *Proxy) serve(client net.Conn) {
 		return
 	}
 	var both sync.WaitGroup
-	pass := func(from, to net.Conn, each func(packet []byte) []byte) {
+	pass := func(from, to net.Conn, each func(packet []byte) (part []byte, later time.Duration)) {
 		both.Go(func() {
 			for {
 				packet, err := readPacket(from)
 				if err != nil {
 					break
 				}
-				part := each(packet)
+				part, later := each(packet)
+				if later > 0 {
+					time.AfterFunc(later, func() { _, _ = to.Write(part) })
+					continue
+				}
 				if _, err := to.Write(part); err != nil || len(part) < len(packet) {
 					break
 				}
@@ -110,12 +125,15 @@ func (p *Proxy) serve(client net.Conn) {
 		})
 	}
 	pass(client, daemon, p.count)
-	pass(daemon, client, func(packet []byte) []byte {
+	pass(daemon, client, func(packet []byte) (part []byte, later time.Duration) {
 		time.Sleep(time.Duration(p.hold.Load()))
 		if p.cut.Load() {
-			return packet[:len(packet)/2]
+			return packet[:len(packet)/2], 0
 		}
-		return packet
+		if late := p.late.Load(); late != nil && remote(packet, 1) && procedureOf(packet) == late.procedure {
+			return packet, late.by
+		}
+		return packet, 0
 	})
 	both.Wait()
 	p.mu.Lock()
@@ -124,17 +142,23 @@ func (p *Proxy) serve(client net.Conn) {
 	p.mu.Unlock()
 }
 
-// count counts a call: of the program remote, and of the type call.
-func (p *Proxy) count(packet []byte) []byte {
-	const remote, program, procedure, kind = 0x20008086, 4, 12, 16
-	field := func(at int) uint32 { return binary.BigEndian.Uint32(packet[at:]) }
-	if len(packet) >= 28 && field(program) == remote && field(kind) == 0 {
+// count counts a call of the program remote.
+func (p *Proxy) count(packet []byte) (part []byte, later time.Duration) {
+	if remote(packet, 0) {
 		p.mu.Lock()
-		p.calls[field(procedure)]++
+		p.calls[procedureOf(packet)]++
 		p.mu.Unlock()
 	}
-	return packet
+	return packet, 0
 }
+
+// remote reports whether a packet is of the program remote and of that type: 0 a
+// call, 1 an answer.
+func remote(packet []byte, kind uint32) bool {
+	return binary.BigEndian.Uint32(packet[4:]) == 0x20008086 && binary.BigEndian.Uint32(packet[16:]) == kind
+}
+
+func procedureOf(packet []byte) uint32 { return binary.BigEndian.Uint32(packet[12:]) }
 
 // readPacket reads a packet of libvirt's RPC: its length comes first.
 func readPacket(r io.Reader) ([]byte, error) {
