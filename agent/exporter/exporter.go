@@ -176,12 +176,14 @@ func (e *Exporter) labels(s *sample.Sample) string {
 	add("publisher", "ceilometer")
 	add("type", kind)
 	add("counter", s.Name)
-	add("project", s.Project)
-	add("user", s.User)
+	names := sample.Foreign{}
 	if s.Foreign != nil {
-		add("project_name", s.Foreign.ProjectName)
-		add("user_name", s.Foreign.UserName)
+		names = *s.Foreign
 	}
+	add("project", s.Project)
+	add("project_name", names.ProjectName)
+	add("user", s.User)
+	add("user_name", names.UserName)
 	add("unit", s.Unit)
 	add("resource", s.Resource)
 	if len(s.Metadata) > 0 {
