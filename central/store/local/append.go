@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
@@ -180,7 +181,11 @@ func (s *Store) store(group []*request) error {
 		}
 		for i, in := range r.batches {
 			b := in.Batch
-			if err := store.CheckBatch(b); err != nil {
+			err := store.CheckBatch(b)
+			if err == nil && s.forgotten(b) {
+				err = fmt.Errorf("the batch's id is of %s, when what was stored is no longer known: whether it is new can't be told", b.ID.Time().UTC().Format(time.DateOnly))
+			}
+			if err != nil {
 				r.stored[i].Refused = err
 				s.metrics.refused()
 				continue

@@ -34,7 +34,8 @@ func (s *Store) expire() error {
 		return nil
 	}
 	b := s.db.NewBatch()
-	if err := s.dropDays(b, last, cutoff); err != nil {
+	idsSince := cutoff.Add(-idsKept).UnixMilli()
+	if err := s.dropDays(b, last, idsSince); err != nil {
 		return fmt.Errorf("drop days: %w", err)
 	}
 	states, err := s.forget(b, hours[keep:], last.end())
@@ -44,6 +45,7 @@ func (s *Store) expire() error {
 	if err := s.commit(b); err != nil {
 		return fmt.Errorf("drop days: %w", err)
 	}
+	s.idsSince.Store(idsSince)
 	s.mu.Lock()
 	s.hours = slices.DeleteFunc(slices.Clone(s.hours), func(h hour) bool { return h.end() <= last.end() })
 	for r, st := range states {
@@ -54,9 +56,41 @@ func (s *Store) expire() error {
 	return nil
 }
 
-// dropDays deletes the records of the days up to last, and those of batches
-// that were made a while before them.
-func (s *Store) dropDays(b *pebble.Batch, last day, cutoff time.Time) error {
+// idsKept is how much longer than samples the ids of batches are known.
+const idsKept = 48 * time.Hour
+
+// idsMark is the id that is kept where those of before a time were dropped: no batch
+// has it, since it is of no version.
+func idsMark(ms int64) (id sample.BatchID) {
+	binary.BigEndian.PutUint64(id[:], uint64(ms)<<16)
+	return id
+}
+
+// loadIDs finds out up to when ids of batches were dropped.
+func (s *Store) loadIDs() error {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{keyBatchID}, UpperBound: []byte{keyBatchID + 1}})
+	if err != nil {
+		return err
+	}
+	var id sample.BatchID
+	if it.First() && len(it.Key()) == 1+len(id) {
+		copy(id[:], it.Key()[1:])
+		if ms := id.Time().UnixMilli(); id == idsMark(ms) {
+			s.idsSince.Store(ms)
+		}
+	}
+	return it.Close()
+}
+
+// forgotten reports whether a batch is of before the ids that are known, so that it
+// can't be told whether it was stored before. One with a number is always known.
+func (s *Store) forgotten(b *sample.Batch) bool {
+	return b.IDs != nil && b.ID.Time().UnixMilli() < s.idsSince.Load()
+}
+
+// dropDays deletes the records of the days up to last, and the ids of batches that
+// were made before idsSince (ms).
+func (s *Store) dropDays(b *pebble.Batch, last day, idsSince int64) error {
 	var errs []error
 	for _, kind := range []byte{keyChunk, keyRows, keyPending} {
 		errs = append(errs, b.DeleteRange([]byte{kind}, appendHour([]byte{kind}, hourOf(last.end())+1), nil))
@@ -68,10 +102,9 @@ func (s *Store) dropDays(b *pebble.Batch, last day, cutoff time.Time) error {
 		}
 		errs = append(errs, b.DeleteRange([]byte{kind}, end, nil))
 	}
-	var id sample.BatchID
-	if ms := cutoff.Add(-48 * time.Hour).UnixMilli(); ms > 0 {
-		binary.BigEndian.PutUint64(id[:], uint64(ms)<<16)
-		errs = append(errs, b.DeleteRange([]byte{keyBatchID}, batchIDKey(id), nil))
+	if idsSince > 0 {
+		mark := batchIDKey(idsMark(idsSince))
+		errs = append(errs, b.DeleteRange([]byte{keyBatchID}, mark, nil), b.Set(mark, (&place{}).append(nil), nil))
 	}
 	return errors.Join(errs...)
 }

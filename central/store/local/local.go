@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -119,6 +120,8 @@ type Store struct {
 	eventNo uint64   // of the next event
 	counts  []uint32 // scratch, by row
 	sums    []uint64
+
+	idsSince atomic.Int64 // ms: ids of batches of before are forgotten
 
 	mu         sync.RWMutex
 	active     *head

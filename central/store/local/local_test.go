@@ -319,6 +319,41 @@ func TestDaysPastTheirRetentionAreDropped(t *testing.T) {
 	}
 }
 
+func TestABatchThatComesAgainLongAfterItsSamplesWentChangesNothing(t *testing.T) {
+	var now atomic.Int64 // µs
+	now.Store(start)
+	dir, o := t.TempDir(), Options{Retention: 3 * 24 * time.Hour, Clock: func() time.Time { return time.UnixMicro(now.Load()) }}
+	s := open(t, dir, o)
+	defer func() { closeStore(t, s) }()
+	numbered, named := tick("a", 1, start), tick("b", 1, start)
+	for i := range perTick {
+		named.IDs = append(named.IDs, fmt.Sprint("foreign-", i))
+	}
+	both := []store.Received{received(t, numbered), received(t, named)}
+	if stored, err := s.Append(t.Context(), both); err != nil || stored[0] != (store.Stored{}) || stored[1] != (store.Stored{}) {
+		t.Fatalf("%+v, %v", stored, err)
+	}
+	for range 10 {
+		now.Add(dayLength)
+		appendTick(t, s, tick("c", uint64(now.Load()), now.Load()))
+		if err := errors.Join(s.Flush(t.Context()), s.expire()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := len(list(t, s, store.Filter{}))
+	for range 2 {
+		stored, err := s.Append(t.Context(), both)
+		if err != nil || !stored[0].Duplicate || stored[1].Refused == nil {
+			t.Errorf("%+v, %v: want a duplicate and a refusal", stored, err)
+		}
+		if after := len(list(t, s, store.Filter{})); after != before {
+			t.Errorf("%d samples, %d before", after, before)
+		}
+		closeStore(t, s)
+		s = open(t, dir, o)
+	}
+}
+
 func TestClosedStoreTakesNothingAndLeavesNothingRunning(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	s := open(t, t.TempDir(), Options{})

@@ -105,7 +105,7 @@ func (s *Store) load() error {
 	if err := s.jump(keyRows, 5, func(k []byte) { s.hours = append(s.hours, readHour(k)) }); err != nil {
 		return fmt.Errorf("find hours: %w", err)
 	}
-	if err := s.loadPending(); err != nil {
+	if err := errors.Join(s.loadPending(), s.loadIDs()); err != nil {
 		return err
 	}
 	return s.loadEvents()
