@@ -3,6 +3,7 @@
 package fault
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -32,7 +33,7 @@ import (
 )
 
 // recovery bounds how long it may take until samples flow again.
-const recovery = 60 * time.Second
+const recovery = 2 * time.Minute
 
 // fault breaks something and mends it.
 type fault struct {
@@ -79,6 +80,15 @@ func faults() []fault {
 			w.pause()
 			w.check(syscall.Kill(pid, syscall.SIGCONT))
 		}},
+		fault{"broker slow", func(w *world) {
+			pid := w.rabbit.PID()
+			for range 20 { // it has a tenth of the time
+				w.check(syscall.Kill(pid, syscall.SIGSTOP))
+				time.Sleep(180 * time.Millisecond)
+				w.check(syscall.Kill(pid, syscall.SIGCONT))
+				time.Sleep(20 * time.Millisecond)
+			}
+		}},
 		fault{"broker out of disk", func(w *world) {
 			w.ctl("set_disk_free_limit", "1000000000000000")
 			w.pause()
@@ -91,6 +101,27 @@ func faults() []fault {
 		}},
 		fault{"store out of disk", func(w *world) { w.fill("store") }},
 		fault{"spool out of disk", func(w *world) { w.fill("spool") }},
+		fault{"store stands still until the agent spools", func(w *world) {
+			w.ctl("set_policy", "--apply-to", "queues", "short", `^kvmeter\.(samples|store)\.`, `{"max-length":3}`)
+			central := w.programs["central"].cmd.Process
+			w.check(central.Signal(syscall.SIGSTOP))
+			w.eventually("the agent spools", func() error { return w.spools(10) })
+			w.check(central.Signal(syscall.SIGCONT))
+			w.ctl("clear_policy", "short")
+		}},
+		fault{"libvirtd killed", func(w *world) {
+			w.check(w.lab.KillLibvirt(w.t.Context()))
+			w.pause()
+			w.check(w.lab.StartLibvirt(w.t.Context()))
+		}},
+		fault{"agent's clock set forward by an hour, and back", func(w *world) {
+			w.step(time.Hour)
+			w.step(0)
+		}},
+		fault{"agent's clock set back by an hour, and forward", func(w *world) {
+			w.step(-time.Hour)
+			w.step(0)
+		}},
 		fault{"all killed at once", func(w *world) {
 			for _, p := range w.programs {
 				p.kill()
@@ -143,8 +174,10 @@ type world struct {
 	t        *testing.T
 	rng      *rand.Rand
 	dir, api string
+	lab      *lab.Lab
 	rabbit   *lab.Rabbit
 	net      *network
+	ahead    time.Duration // that the agent's wall clock is
 	programs map[string]*program
 }
 
@@ -156,15 +189,22 @@ func newWorld(t *testing.T, seed uint64) *world {
 	}
 	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0)), dir: dir, programs: map[string]*program{}}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	build := exec.Command("go", "build", "-tags", "failpoints", "-o", dir+"/bin/", "github.com/kvmeter/kvmeter/cmd/kvmeter", "github.com/kvmeter/kvmeter/cmd/kvmeter-agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	build := func(args ...string) {
+		t.Helper()
+		c := exec.Command("go", append([]string{"build", "-tags", "failpoints", "-o", dir + "/bin/"}, args...)...)
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("build: %v\n%s", err, out)
+		}
 	}
-	l := lab.Start(t, lab.Options{})
-	if w.rabbit, err = l.RabbitMQ(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	build("github.com/kvmeter/kvmeter/cmd/kvmeter")
+	build("-overlay", overlay(t, dir), "github.com/kvmeter/kvmeter/cmd/kvmeter-agent")
+	w.lab = lab.Start(t, lab.Options{})
+	w.check(w.lab.StartLibvirt(t.Context()))
+	_, err = w.lab.StartGuest(t.Context(), lab.GuestSpec{Kind: lab.KVM, Mode: "pulse"})
+	w.check(err)
+	w.rabbit, err = w.lab.RabbitMQ(t.Context())
+	w.check(err)
 	uri, err := amqp.ParseURI(w.rabbit.URL())
 	w.check(err)
 	w.net = newNetwork(t, fmt.Sprintf("%s:%d", uri.Host, uri.Port))
@@ -192,17 +232,19 @@ func newWorld(t *testing.T, seed uint64) *world {
 node: compute-1
 interval: 200ms
 spread: false
-libvirt: "off"
+libvirt: [%[3]s]
+metrics: %[4]s
 socket: ""
 counters: %[1]s/counters
 pins: ""
 key_file: %[1]s/keys/compute-1.key
 spool: {path: %[1]s/spool/agent, max_bytes: 8388608}
 amqp: {url: "amqp://guest:guest@%[2]s/", heartbeat: 1s}
-`, dir, w.net.broker)},
-		"notifier": {[]string{"kvmeter", "notifier"}, fmt.Sprintf("keys: %[1]s/keys\nspool: \"\"\nstate: %[1]s/state\namqp: {url: %[2]q}\n", dir, w.rabbit.URL())},
+`, dir, w.net.broker, w.lab.ReadOnlySocket(), w.net.metrics)},
+		"notifier": {[]string{"kvmeter", "notifier"}, fmt.Sprintf("keys: %[1]s/keys\nspool: \"\"\nstate: %[1]s/state\nprefetch: 10\namqp: {url: %[2]q}\n", dir, w.rabbit.URL())},
 		"central": {[]string{"kvmeter", "central"}, fmt.Sprintf(`
 keys: %[1]s/keys
+prefetch: 10
 amqp: {url: %[2]q}
 store: {path: %[1]s/store/store, min_free: 4194304}
 api: {listen: %[3]q}
@@ -343,6 +385,9 @@ func (p *program) start(failpoint string) {
 	defer func() { _ = log.Close() }()
 	cmd := exec.Command(p.args[0], p.args[1:]...)
 	cmd.Env = append(os.Environ(), "FAILPOINT="+failpoint)
+	if p.name == "agent" {
+		cmd.Env = append(cmd.Env, "FAILPOINT_CLOCK="+filepath.Join(p.w.dir, "clock"))
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	p.w.check(cmd.Start())
 	p.cmd, p.ended = cmd, make(chan struct{})
@@ -384,32 +429,61 @@ type stored struct {
 // whole is a volume without the fraction that the API gives to whole ones.
 func whole(volume string) string { return strings.TrimSuffix(volume, ".0") }
 
-func (w *world) samples(limit int) (all []stored, err error) {
-	resp, err := http.Get(fmt.Sprintf("%s/v2/samples?limit=%d", w.api, limit))
+// ask asks the API.
+func (w *world) ask(into any, path string, query ...string) error {
+	resp, err := http.Get(w.api + path + "?" + strings.Join(query, "&"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return nil, errors.New(resp.Status)
+		return errors.New(resp.Status)
 	}
-	return all, json.NewDecoder(resp.Body).Decode(&all)
+	return json.NewDecoder(resp.Body).Decode(into)
 }
+
+const timeFormat = "2006-01-02T15:04:05.000000"
 
 // flows waits until a sample that is made after now is stored.
 func (w *world) flows() {
 	w.t.Helper()
-	now := time.Now().UTC().Format("2006-01-02T15:04:05.000000")
+	// Others of the future are from when the clock was set.
+	now := time.Now().UTC().Add(w.ahead)
+	bound := func(op string, at time.Time) string {
+		return "q.field=timestamp&q.op=" + op + "&q.value=" + at.Format(timeFormat)
+	}
 	w.eventually("samples flow", func() error {
-		newest, err := w.samples(1)
-		if err != nil {
+		var newest []stored
+		if err := w.ask(&newest, "/v2/samples", "limit=1", bound("gt", now), bound("lt", now.Add(recovery))); err != nil {
 			return err
 		}
-		if len(newest) == 0 || newest[0].Time <= now {
-			return fmt.Errorf("the newest is %v", newest)
+		if len(newest) == 0 {
+			return errors.New("there is none")
 		}
 		return nil
 	})
+}
+
+// spools returns an error unless so many batches wait in the agent's spool.
+func (w *world) spools(n int) error {
+	resp, err := http.Get("http://" + w.net.metrics + "/metrics")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(page)) {
+		if text, ok := strings.CutPrefix(line, "kvmeter_agent_spool_batches "); ok {
+			if has, err := strconv.ParseFloat(strings.TrimSpace(text), 64); err != nil || int(has) < n {
+				return fmt.Errorf("%s wait (%w)", text, err)
+			}
+			return nil
+		}
+	}
+	return errors.New("the page does not tell")
 }
 
 // compare ends the agent, lets the rest come, and compares what was sent with what
@@ -422,7 +496,8 @@ func (w *world) compare() {
 	w.check(err)
 	w.programs["agent"].end()
 	var dead int
-	batches := map[sample.BatchID]bool{}
+	batches := map[sample.BatchID]*sample.Batch{}
+	var epochs []uint64 // as they came
 	copies := 0
 	w.check(w.broker(func(ch *amqp.Channel) error {
 		for {
@@ -435,27 +510,23 @@ func (w *world) compare() {
 				return err
 			}
 			copies++
-			batches[b.ID] = true
+			if batches[b.ID] = b; !slices.Contains(epochs, b.Epoch) {
+				epochs = append(epochs, b.Epoch)
+			}
 			for s := range b.Samples() {
 				sent[key{s.ID.String(), s.Name, s.Resource, whole(s.Volume.String())}] = true
 			}
 		}
 	}))
 	var got map[key]int
-	cumulative := map[[2]string][]stored{}
+	all := []stored{}
 	w.eventually("everything is stored", func() error {
-		all, err := w.samples(10_000_000)
-		if err != nil {
+		if err := w.ask(&all, "/v2/samples", "limit=10000000"); err != nil {
 			return err
 		}
 		got = map[key]int{}
-		clear(cumulative)
 		for _, s := range all {
 			got[key{s.ID, s.Meter, s.Resource, whole(s.Volume.String())}]++
-			if s.Type == "cumulative" {
-				series := [2]string{s.Meter, s.Resource}
-				cumulative[series] = append(cumulative[series], s)
-			}
 		}
 		if len(got) < len(sent) {
 			return fmt.Errorf("%d of %d samples are stored", len(got), len(sent))
@@ -481,16 +552,23 @@ func (w *world) compare() {
 			w.t.Errorf("stored, but never sent: %v", k)
 		}
 	}
-	for series, all := range cumulative {
-		slices.SortFunc(all, func(a, b stored) int { return strings.Compare(a.Time, b.Time) })
-		for i := 1; i < len(all); i++ {
-			before, err1 := strconv.ParseUint(whole(all[i-1].Volume.String()), 10, 64)
-			after, err2 := strconv.ParseUint(whole(all[i].Volume.String()), 10, 64)
-			if err := errors.Join(err1, err2); err != nil || after < before {
-				w.t.Errorf("%v goes back from %s to %s at %s (%v)", series, all[i-1].Volume, all[i].Volume, all[i].Time, err)
+	// Counters go on in the order in which they were read, whatever the clock said.
+	cumulative := map[[2]string]uint64{}
+	for _, b := range slices.SortedFunc(maps.Values(batches), func(a, b *sample.Batch) int {
+		return cmp.Or(cmp.Compare(slices.Index(epochs, a.Epoch), slices.Index(epochs, b.Epoch)), cmp.Compare(a.Seq, b.Seq))
+	}) {
+		for s := range b.Samples() {
+			series := [2]string{s.Name, s.Resource}
+			if s.Kind != sample.Cumulative {
+				continue
 			}
+			if before := cumulative[series]; s.Volume.Tag != sample.U64 || s.Volume.Bits < before {
+				w.t.Errorf("%v goes back from %d to %s at %s", series, before, s.Volume, time.UnixMicro(s.Time))
+			}
+			cumulative[series] = s.Volume.Bits
 		}
 	}
+	w.compareUsage(all)
 	if len(sent) == 0 || len(cumulative) == 0 {
 		w.t.Error("nothing was sent")
 	}
@@ -499,10 +577,55 @@ func (w *world) compare() {
 	}
 }
 
+// compareUsage compares what the API says was used with the samples that are
+// stored: by how much each counter exceeds the first in time, whatever the clock did.
+func (w *world) compareUsage(all []stored) {
+	w.t.Helper()
+	slices.SortFunc(all, func(a, b stored) int { return strings.Compare(a.Time, b.Time) })
+	type series struct{ meter, resource string }
+	first, highest := map[series]uint64{}, map[series]uint64{}
+	for _, s := range all {
+		if s.Type != "cumulative" {
+			continue
+		}
+		of := series{s.Meter, s.Resource}
+		volume, err := strconv.ParseUint(whole(s.Volume.String()), 10, 64)
+		w.check(err)
+		if _, ok := first[of]; !ok {
+			first[of] = volume
+		}
+		highest[of] = max(highest[of], volume)
+	}
+	var rows []struct {
+		Meter    string      `json:"meter"`
+		Resource string      `json:"resource_id"`
+		Type     string      `json:"type"`
+		Quantity json.Number `json:"quantity"`
+	}
+	begin := time.Now().UTC().Add(-2 * time.Hour).Format(timeFormat)
+	end := time.Now().UTC().Add(2 * time.Hour).Format(timeFormat)
+	w.check(w.ask(&rows, "/v2/usage", "start="+begin, "end="+end))
+	used := map[series]uint64{}
+	for _, r := range rows {
+		if r.Type == "cumulative" {
+			quantity, err := strconv.ParseUint(r.Quantity.String(), 10, 64)
+			w.check(err)
+			used[series{r.Meter, r.Resource}] += quantity
+		}
+	}
+	for of := range first {
+		// A domain that came when its node was metered already counts from zero.
+		if want := highest[of] - first[of]; used[of] != want && used[of] != highest[of] {
+			w.t.Errorf("usage of %v is %d, want %d, or all %d", of, used[of], want, highest[of])
+		}
+	}
+}
+
 // network is a network namespace whose only way out leads to the broker.
 type network struct {
 	name, host string // of the namespace, and of its device on this side
 	broker     string // address of the broker, seen from inside
+	metrics    string // address of the agent's metrics, seen from outside
 }
 
 func newNetwork(t *testing.T, target string) *network {
@@ -529,7 +652,7 @@ func newNetwork(t *testing.T, target string) *network {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.broker = lis.Addr().String()
+	n.broker, n.metrics = lis.Addr().String(), strings.TrimSuffix(there, "/24")+":9187"
 	t.Cleanup(func() { _ = lis.Close() })
 	go forward(lis, target)
 	return n
