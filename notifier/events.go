@@ -46,7 +46,7 @@ func (n *Notifier) loadEvents(file string, dispatchers []string) (*eventRoutes, 
 	if err := cfg.Dispatch(dispatchers); err != nil {
 		return nil, fmt.Errorf("event_dispatchers: %w", err)
 	}
-	for _, w := range cfg.Warnings {
+	for _, w := range cfg.Warnings() {
 		n.log.Warn("odd in the event pipeline file", zap.Error(w))
 	}
 	r := &eventRoutes{cfg: cfg}

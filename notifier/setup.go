@@ -59,7 +59,7 @@ func (n *Notifier) newSetup(cfg Config, old *setup) (s *setup, err error) {
 	if err := s.pipe.Dispatch(cfg.Dispatchers); err != nil {
 		return nil, fmt.Errorf("dispatchers: %w", err)
 	}
-	for _, w := range s.pipe.Warnings {
+	for _, w := range s.pipe.Warnings() {
 		n.log.Warn("odd in the pipeline file", zap.Error(w))
 	}
 	if s.events, err = n.loadEvents(cfg.EventPipeline, cfg.EventDispatchers); err != nil {

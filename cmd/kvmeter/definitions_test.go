@@ -119,6 +119,7 @@ func TestConvertRefusesWhatCeilometerWouldNotStartWith(t *testing.T) {
 		want string
 	}{
 		"event definitions with an error": {[]string{"--events", "testdata/lint/events.yaml"}, `testdata/lint/events.yaml:5: trait b: invalid type "bool"; there are text, int, float and datetime`},
+		"meters of a wrong expression":    {[]string{"--meters", "testdata/lint/refused.yaml"}, `testdata/lint/refused.yaml:3: expression: event_type: regular expression "test.("`},
 		"meter definitions that are none": {[]string{"--meters", "testdata/lint/events.yaml"}, "testdata/lint/events.yaml:1: meter definitions are a list under the key metric"},
 		"a file that is not there":        {[]string{"--meters", "testdata/none.yaml"}, "read meter definitions: open testdata/none.yaml"},
 		"a folder without definitions":    {[]string{"--meters", "testdata/empty"}, "read meter definitions: no *.yaml in testdata/empty"},

@@ -80,10 +80,7 @@ func lint(file string, data []byte) ([]definition.Finding, error) {
 			return lintPipeline(file, data)
 		case root.Kind == yaml.SequenceNode:
 			set, err := events.Load(file, data, events.Options{})
-			if len(set.Findings()) > 0 {
-				err = nil // they say it
-			}
-			return set.Findings(), err
+			return said(set.Findings(), err)
 		case has(root, "resources"):
 			_, findings, err := gnocchi.Load(file, data)
 			return findings, err
@@ -102,10 +99,15 @@ func lint(file string, data []byte) ([]definition.Finding, error) {
 		}
 	}
 	set, err := meters.Load([]meters.File{{Name: file, Data: data}}, meters.DefaultOptions())
-	if err != nil {
-		return nil, err
+	return said(set.Findings(), err)
+}
+
+// said returns findings without the error that they explain.
+func said(findings []definition.Finding, err error) ([]definition.Finding, error) {
+	if definition.Errors(findings) != nil {
+		err = nil
 	}
-	return set.Findings(), nil
+	return findings, err
 }
 
 // lintPipeline lints a pipeline.yaml or event_pipeline.yaml.
@@ -115,19 +117,11 @@ func lintPipeline(file string, data []byte) ([]definition.Finding, error) {
 		load = pipeline.LoadEvents
 	}
 	cfg, err := load(file, data)
-	var findings []definition.Finding
-	if wrong := (*pipeline.Errors)(nil); errors.As(err, &wrong) {
-		for _, e := range wrong.Errors {
-			findings = append(findings, finding(file, e, true))
-		}
-		cfg = &pipeline.Config{Warnings: wrong.Warnings, Targets: wrong.Targets}
-	} else if err != nil {
+	findings, targets, ok := pipeline.Findings(cfg, err)
+	if !ok {
 		return nil, err
 	}
-	for _, w := range cfg.Warnings {
-		findings = append(findings, finding(file, w, false))
-	}
-	for _, t := range cfg.Targets {
+	for _, t := range targets {
 		fail := func(format string, args ...any) {
 			findings = append(findings, finding(file, fmt.Errorf("%s: publisher %s%s", t.Where, t.Name, fmt.Sprintf(format, args...)), true))
 		}

@@ -82,7 +82,7 @@ func (p *pipelinePrinter) load(file string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	for _, w := range p.cfg.Warnings {
+	for _, w := range p.cfg.Warnings() {
 		p.complain(w)
 	}
 	p.drops = map[pipeline.Drop]int{}

@@ -64,10 +64,8 @@ func (r *Reader) plugin(n *yaml.Node, what string) plugin {
 	for key, v := range parameters {
 		r.Warn(v, "%s: plugin %s has no parameter %q; it is ignored", what, name.Value, key)
 	}
-	for _, f := range r.Findings[before:] {
-		if f.Error {
-			return nil
-		}
+	if r.FailedSince(before) {
+		return nil
 	}
 	return p
 }

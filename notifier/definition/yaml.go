@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,12 @@ func (r *Reader) find(n *yaml.Node, isError bool, format string, args ...any) {
 	r.Findings = append(r.Findings, Finding{r.File, n.Line, fmt.Sprintf(format, args...), isError})
 }
 
+// FailedSince reports whether one of the findings, but for the first so many, is an
+// error.
+func (r *Reader) FailedSince(before int) bool {
+	return slices.ContainsFunc(r.Findings[before:], func(f Finding) bool { return f.Error })
+}
+
 // Errors returns the findings that are errors, joined, or nil.
 func Errors(findings []Finding) error {
 	var errs []error
@@ -85,7 +92,7 @@ func (r *Reader) syntax(err error) error {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	switch {
 	case strings.Contains(text, "alphabetic or numeric character"):
-		text += ` (a text that begins with * or & needs quotes: "*")`
+		text += ` (a text that begins with *, & or ! needs quotes: "*")`
 	case strings.Contains(text, "cannot start any token"):
 		text += " (a text that begins with %, @ or ` needs quotes)"
 	case strings.Contains(text, "tab"):
@@ -209,24 +216,31 @@ func (r *Reader) Texts(n *yaml.Node, what string) []string {
 			r.Fail(n, "%s is empty", what)
 			return nil
 		}
-		return []string{n.Value}
+		return r.texts([]*yaml.Node{n}, what)
 	case yaml.SequenceNode:
-		var texts []string
-		for _, item := range n.Content {
-			item = Resolve(item)
-			if item.Kind != yaml.ScalarNode || item.Tag == "!!null" {
-				r.Fail(item, "an element of %s is no text", what)
-				return nil
-			}
-			texts = append(texts, item.Value)
-		}
-		if len(texts) == 0 {
+		if len(n.Content) == 0 {
 			r.Fail(n, "%s is an empty list", what)
 		}
-		return texts
+		return r.texts(n.Content, what)
 	}
 	r.Fail(n, "%s is neither a text nor a list of texts", what)
 	return nil
+}
+
+func (r *Reader) texts(items []*yaml.Node, what string) (texts []string) {
+	for _, item := range items {
+		item = Resolve(item)
+		switch {
+		case item.Kind != yaml.ScalarNode || item.Tag == "!!null":
+			r.Fail(item, "an element of %s is no text", what)
+			return nil
+		case item.Tag != "!!str":
+			r.Fail(item, "%s: %s is no text; quote it: \"%s\"", what, item.Value, item.Value)
+			return nil
+		}
+		texts = append(texts, item.Value)
+	}
+	return texts
 }
 
 // integer returns the integer that a scalar stands for.

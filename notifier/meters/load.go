@@ -120,16 +120,20 @@ type named struct {
 	field *definition.Field
 }
 
-// Load compiles definitions. Those with errors are left out; the findings say
-// why. The error is about a file that is no YAML or holds no definitions.
+// Load compiles definitions. Those with errors are left out, and the findings say
+// why. The error is about a file that is no YAML or holds no definitions, or about
+// what Ceilometer does not start with: event types and metadata that can't be read.
 func Load(files []File, opt Options) (*Set, error) {
 	l := &loader{set: &Set{opt: opt}, names: map[string]string{}, rows: map[string]*row{}, metadata: map[string]*metadata{}}
 	for _, f := range files {
 		if err := l.file(f); err != nil {
-			return nil, err
+			return l.set, err
 		}
 	}
 	s := l.set
+	if err := definition.Errors(l.fatal); err != nil {
+		return s, err
+	}
 	s.rows, s.metadata = len(l.rows), len(l.metadata)
 	for i, m := range s.meters {
 		for _, p := range m.patterns {
@@ -145,6 +149,7 @@ type loader struct {
 	names    map[string]string // of the definitions so far, and where they are
 	rows     map[string]*row
 	metadata map[string]*metadata
+	fatal    []definition.Finding
 }
 
 func (l *loader) file(f File) error {
@@ -189,6 +194,12 @@ func (l *loader) definition(n *yaml.Node) {
 			l.r.Warn(p.Key, "unknown key %q of a definition is ignored", p.Key.Value)
 		}
 	}
+	for _, key := range []string{"user_id", "project_id", "timestamp", "user_metadata"} {
+		if keys[key] != nil && empty(keys[key]) {
+			l.r.Warn(keys[key], "%s is empty and ignored", key)
+			delete(keys, key)
+		}
+	}
 	var missing []string
 	for _, key := range []string{"name", "type", "event_type", "unit", "volume", "resource_id"} {
 		if keys[key] == nil || empty(keys[key]) {
@@ -206,10 +217,8 @@ func (l *loader) definition(n *yaml.Node) {
 	}
 	before := len(l.r.Findings)
 	m := l.meter(name, n, keys)
-	for _, f := range l.r.Findings[before:] {
-		if f.Error {
-			return
-		}
+	if l.r.FailedSince(before) {
+		return
 	}
 	l.names[name] = m.where
 	l.set.meters = append(l.set.meters, m)
@@ -240,6 +249,7 @@ func (l *loader) meter(name string, n *yaml.Node, keys map[string]*yaml.Node) *m
 			m.lookup[attribute] = true
 		}
 	}
+	before := len(l.r.Findings)
 	m.events = l.r.Texts(keys["event_type"], what("event_type"))
 	for _, event := range m.events {
 		re, err := pattern.Compile(event)
@@ -254,6 +264,7 @@ func (l *loader) meter(name string, n *yaml.Node, keys map[string]*yaml.Node) *m
 		}
 		m.patterns = append(m.patterns, definition.Pattern{Prefix: pattern.Prefix(event), Match: re.Match})
 	}
+	l.refuse(before)
 	if kind := keys["type"]; !m.lookup["type"] && kind.Value != string(sample.Gauge) && kind.Value != string(sample.Delta) && kind.Value != string(sample.Cumulative) {
 		l.r.Fail(kind, "%s: %q is none of gauge, delta and cumulative", what("type"), kind.Value)
 	}
@@ -325,6 +336,10 @@ func (l *loader) rowOf(name string, keys map[string]*yaml.Node) *row {
 	return r
 }
 
+// refuse takes the errors among the findings, but for the first so many, for ones
+// about the whole file.
+func (l *loader) refuse(before int) { l.fatal = append(l.fatal, l.r.Findings[before:]...) }
+
 func (l *loader) metadataOf(name string, keys map[string]*yaml.Node) *metadata {
 	var key strings.Builder
 	canonical(&key, keys["metadata"])
@@ -335,11 +350,13 @@ func (l *loader) metadataOf(name string, keys map[string]*yaml.Node) *metadata {
 	m := &metadata{number: len(l.metadata), user: l.field(keys, "user_metadata", name)}
 	l.metadata[key.String()] = m
 	n := keys["metadata"]
-	if n == nil || empty(n) {
+	if n == nil || n.Tag == "!!str" && n.Value == "" || n.Kind != yaml.ScalarNode && len(n.Content) == 0 {
 		return m
 	}
 	if n.Kind != yaml.MappingNode {
-		l.r.Fail(n, "%s: metadata: it is a mapping of keys to paths", name)
+		before := len(l.r.Findings)
+		l.r.Fail(n, "%s: metadata: it is a mapping of keys to paths; leave the key out to have the whole payload", name)
+		l.refuse(before)
 		return m
 	}
 	for _, p := range l.r.Pairs(n) {

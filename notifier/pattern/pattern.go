@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,6 +73,26 @@ func (r *Regexp) Replace(text, template string) (string, error) {
 			return g.String(), true
 		})
 	}, -1, -1)
+}
+
+// CheckTemplate returns an error where a template of [Regexp.Replace] names a group
+// that the expression has not.
+func (r *Regexp) CheckTemplate(template string) error {
+	numbers, missing := r.all.GetGroupNumbers(), ""
+	expand(template, func(group string) (string, bool) {
+		n, err := strconv.Atoi(group)
+		if err != nil {
+			n = r.all.GroupNumberFromName(group)
+		}
+		if !slices.Contains(numbers, n) {
+			missing = group
+		}
+		return "", true
+	})
+	if missing != "" {
+		return fmt.Errorf("there is no group %s in the expression, which has %d", missing, len(numbers)-1)
+	}
+	return nil
 }
 
 // expand replaces the groups in a template.

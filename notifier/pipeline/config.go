@@ -2,17 +2,16 @@
 package pipeline
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/kvmeter/kvmeter/notifier/definition"
 	"github.com/kvmeter/kvmeter/sample"
 )
 
@@ -43,7 +42,33 @@ type Config struct {
 	Pipelines []Pipeline // each source with each of its sinks, in order
 	Sinks     []Sink     // in the order of the file
 	Targets   []Target   // what the pipelines publish to, each URL once
-	Warnings  []error    // what is odd or has no effect, with file and line
+	findings  []definition.Finding
+}
+
+// Warnings say what is odd or has no effect, with file and line.
+func (c *Config) Warnings() []error { return texts(c.findings, false) }
+
+// texts returns the findings that are errors, or those that are not.
+func texts(findings []definition.Finding, errs bool) (all []error) {
+	for i := range findings {
+		if findings[i].Error == errs {
+			all = append(all, errors.New(findings[i].String()))
+		}
+	}
+	return all
+}
+
+// Findings returns what there is to say about a file that [Load] has read, or
+// refused with an error, and the publishers that it names; ok is false where it
+// could not be read at all.
+func Findings(c *Config, err error) (findings []definition.Finding, targets []Target, ok bool) {
+	if wrong := (*wrongError)(nil); errors.As(err, &wrong) {
+		c, err = wrong.Config, nil
+	}
+	if err != nil {
+		return nil, nil, false
+	}
+	return c.findings, c.Targets, true
 }
 
 // Pipeline is a source with one of its sinks.
@@ -81,11 +106,11 @@ func HasEvents(data []byte) bool {
 	if yaml.Unmarshal(data, &root) != nil || len(root.Content) == 0 {
 		return false
 	}
-	doc := resolve(root.Content[0])
+	doc := definition.Resolve(root.Content[0])
 	lists := []*yaml.Node{doc}
 	for i := 0; doc.Kind == yaml.MappingNode && i < len(doc.Content); i += 2 {
 		if doc.Content[i].Value == "sources" {
-			lists = []*yaml.Node{resolve(doc.Content[i+1])}
+			lists = []*yaml.Node{definition.Resolve(doc.Content[i+1])}
 		}
 	}
 	events := false
@@ -94,7 +119,7 @@ func HasEvents(data []byte) bool {
 			continue
 		}
 		for _, e := range list.Content {
-			e = resolve(e)
+			e = definition.Resolve(e)
 			for i := 0; e.Kind == yaml.MappingNode && i < len(e.Content); i += 2 {
 				switch e.Content[i].Value {
 				case "events":
@@ -109,146 +134,100 @@ func HasEvents(data []byte) bool {
 }
 
 func load(file string, data []byte, what string) (*Config, error) {
-	r := &fileReader{file: file, what: what}
-	dec := yaml.NewDecoder(bytes.NewReader(data))
-	var doc, more yaml.Node
-	switch err := dec.Decode(&doc); {
-	case errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("%s: it is empty; it needs sources and sinks", file)
-	case err != nil:
-		return nil, r.syntax(err)
+	r := &fileReader{Reader: definition.Reader{File: file}, what: what}
+	root, err := r.Document(data)
+	if err != nil {
+		return nil, err
 	}
-	if err := dec.Decode(&more); err == nil {
-		r.fail(&more, "a second document; one is read")
-	} else if !errors.Is(err, io.EOF) {
-		return nil, r.syntax(err)
-	}
-	root := resolve(doc.Content[0])
 	var cfg *Config
 	if root.Kind == yaml.SequenceNode {
 		cfg = r.flat(root)
 	} else {
 		cfg = r.config(root)
 	}
-	slices.SortStableFunc(r.warnings, func(a, b warning) int {
-		return cmp.Or(a.line-b.line, strings.Compare(a.err.Error(), b.err.Error()))
+	cfg.findings = r.Findings
+	slices.SortStableFunc(cfg.findings, func(a, b definition.Finding) int {
+		return cmp.Or(a.Line-b.Line, strings.Compare(a.Text, b.Text))
 	})
-	for _, w := range r.warnings {
-		cfg.Warnings = append(cfg.Warnings, w.err)
-	}
-	if len(r.errs) > 0 {
-		return nil, &Errors{r.errs, cfg.Warnings, cfg.Targets}
+	if r.FailedSince(0) {
+		return nil, &wrongError{cfg}
 	}
 	return cfg, nil
 }
 
-// Errors are what is wrong with a file that can be read.
-type Errors struct {
-	Errors   []error
-	Warnings []error  // of what is odd besides
-	Targets  []Target // that it names all the same
+// wrongError is what is wrong with a file that can be read.
+type wrongError struct{ *Config }
+
+// Error implements error: a line each, and after them what is odd besides.
+func (e *wrongError) Error() string {
+	return errors.Join(append(texts(e.findings, true), e.Warnings()...)...).Error()
 }
 
-// Error implements error: a line each.
-func (e *Errors) Error() string {
-	return errors.Join(slices.Concat(e.Errors, e.Warnings)...).Error()
-}
-
-// Unwrap returns the errors.
-func (e *Errors) Unwrap() []error { return e.Errors }
-
-// fileReader walks the nodes of the file and keeps what is wrong with them.
+// fileReader reads the nodes of the file and keeps what there is to say about them.
 type fileReader struct {
-	file     string
-	what     string // what sources list: meters or events
-	errs     []error
-	warnings []warning
+	definition.Reader
+	what string // what sources list: meters or events
 }
 
-type warning struct {
-	line int
-	err  error
-}
+func (r *fileReader) where(n *yaml.Node) string { return fmt.Sprintf("%s:%d", r.File, n.Line) }
 
-// syntax turns "yaml: line 3: …" into "pipeline.yaml:3: …".
-func (r *fileReader) syntax(err error) error {
-	text := strings.TrimPrefix(err.Error(), "yaml: ")
-	if strings.Contains(text, "alphabetic or numeric character") {
-		text += ` (a pattern that begins with * or ! needs quotes: "*")`
-	}
-	if at, ok := strings.CutPrefix(text, "line "); ok {
-		return fmt.Errorf("%s:%s", r.file, at)
-	}
-	return fmt.Errorf("%s: %s", r.file, text)
-}
-
-func (r *fileReader) where(n *yaml.Node) string { return fmt.Sprintf("%s:%d", r.file, n.Line) }
-
-func (r *fileReader) fail(n *yaml.Node, format string, args ...any) {
-	r.errs = append(r.errs, fmt.Errorf("%s: %w", r.where(n), fmt.Errorf(format, args...)))
-}
-
-func (r *fileReader) warn(n *yaml.Node, format string, args ...any) {
-	r.warnings = append(r.warnings, warning{n.Line, fmt.Errorf("%s: %w", r.where(n), fmt.Errorf(format, args...))})
-}
-
-// fields calls the function that a mapping's key has in known with its value.
-func (r *fileReader) fields(n *yaml.Node, what string, known map[string]func(*yaml.Node)) {
-	n = resolve(n)
+// fields calls the function that a mapping's key has in known with its value, and
+// returns the keys that are there; nil where n is no mapping. The name comes first.
+func (r *fileReader) fields(n *yaml.Node, what string, known map[string]func(*yaml.Node)) map[string]bool {
+	n = definition.Resolve(n)
 	if n.Kind != yaml.MappingNode {
-		r.fail(n, "%s is no mapping of keys to values", what)
-		return
+		r.Fail(n, "%s is no mapping of keys to values", what)
+		return nil
 	}
-	seen := map[string]int{}
-	for i := 0; i < len(n.Content); i += 2 {
-		key := n.Content[i]
-		read, ok := known[key.Value]
-		switch first := seen[key.Value]; {
-		case !ok && (key.Value == "interval" || key.Value == "resources" || key.Value == "discovery"):
-			r.warn(key, "%q has no effect here; what is polled, and how often, is said in polling.yaml", key.Value)
-		case !ok:
-			r.warn(key, "unknown key %q in %s; it is ignored", key.Value, what)
-		case first > 0:
-			r.fail(key, "%q is set twice in %s, first on line %d", key.Value, what, first)
+	given := map[string]bool{}
+	pairs := r.Pairs(n)
+	if i := slices.IndexFunc(pairs, func(p definition.Pair) bool { return p.Key.Value == "name" }); i > 0 {
+		pairs[0], pairs[i] = pairs[i], pairs[0]
+	}
+	for _, p := range pairs {
+		key := p.Key.Value
+		if key == "counters" && r.what == "meters" { // until Juno
+			key = "meters"
+		}
+		read, ok := known[key]
+		switch {
+		case ok:
+			given[key] = true
+			read(p.Value)
+		case key == "interval" || key == "resources" || key == "discovery":
+			r.Warn(p.Key, "%q has no effect here; what is polled, and how often, is said in polling.yaml", key)
 		default:
-			seen[key.Value] = key.Line
-			read(n.Content[i+1])
+			r.Warn(p.Key, "unknown key %q in %s; it is ignored", key, what)
 		}
 	}
+	return given
 }
 
-// list calls each with the elements of a list.
-func (r *fileReader) list(n *yaml.Node, what string, each func(*yaml.Node)) {
-	n = resolve(n)
+// list calls each with the elements of a list, and reports whether it is one.
+func (r *fileReader) list(n *yaml.Node, what string, each func(*yaml.Node)) bool {
+	n = definition.Resolve(n)
 	if n.Kind != yaml.SequenceNode {
-		r.fail(n, "%s is no list", what)
-		return
+		r.Fail(n, "%s is no list", what)
+		return false
 	}
 	for _, e := range n.Content {
-		each(resolve(e))
+		each(definition.Resolve(e))
 	}
+	return true
 }
 
 // text returns a scalar.
 func (r *fileReader) text(n *yaml.Node, what string) string {
-	n = resolve(n)
+	n = definition.Resolve(n)
 	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" || n.Value == "" {
-		r.fail(n, "%s is no text", what)
+		r.Fail(n, "%s is no text", what)
 		return ""
 	}
 	return n.Value
 }
 
-func resolve(n *yaml.Node) *yaml.Node {
-	if n.Kind == yaml.AliasNode {
-		return n.Alias
-	}
-	return n
-}
-
 type source struct {
 	name  string
-	node  *yaml.Node
 	match *sample.Matcher
 	sinks []*yaml.Node
 }
@@ -263,26 +242,23 @@ func (r *fileReader) config(root *yaml.Node) *Config {
 	cfg := &Config{}
 	var sources []source
 	sinks := map[string]*sink{}
-	sections := map[string]bool{}
-	r.fields(root, "the file", map[string]func(*yaml.Node){
+	given := r.fields(root, "the file", map[string]func(*yaml.Node){
 		"sources": func(n *yaml.Node) {
-			sections["sources"] = true
 			names := map[string]int{}
 			r.list(n, "sources", func(n *yaml.Node) {
 				s := r.source(n)
 				if first := names[s.name]; first > 0 && s.name != "" {
-					r.fail(n, "source %q is defined twice, first on line %d", s.name, first)
+					r.Fail(n, "source %q is defined twice, first on line %d", s.name, first)
 				}
 				names[s.name] = n.Line
 				sources = append(sources, s)
 			})
 		},
 		"sinks": func(n *yaml.Node) {
-			sections["sinks"] = true
 			r.list(n, "sinks", func(n *yaml.Node) {
 				s := r.sink(n, cfg)
 				if first := sinks[s.Name]; first != nil && s.Name != "" {
-					r.fail(n, "sink %q is defined twice, first on line %d", s.Name, first.node.Line)
+					r.Fail(n, "sink %q is defined twice, first on line %d", s.Name, first.node.Line)
 				}
 				sinks[s.Name] = s
 				s.index = len(cfg.Sinks)
@@ -290,45 +266,55 @@ func (r *fileReader) config(root *yaml.Node) *Config {
 			})
 		},
 	})
-	if len(r.errs) > 0 {
+	if given == nil {
 		return cfg
 	}
 	for _, name := range []string{"sources", "sinks"} {
-		if !sections[name] {
-			r.fail(root, "%s are missing", name)
+		if !given[name] {
+			r.Fail(root, "%s are missing", name)
 		}
 	}
+	if len(given) == 2 {
+		r.connect(root, cfg, sources, sinks)
+	}
+	return cfg
+}
+
+// connect makes a pipeline of each source with each of its sinks.
+func (r *fileReader) connect(root *yaml.Node, cfg *Config, sources []source, sinks map[string]*sink) {
+	names := map[string]bool{}
 	for _, s := range sources {
 		used := map[string]bool{}
 		for _, n := range s.sinks {
 			to := sinks[n.Value]
-			switch {
-			case to == nil:
-				r.fail(n, "source %q: sink %q is not defined", s.name, n.Value)
-			case used[n.Value]:
-				r.fail(n, "source %q: sink %q is listed twice", s.name, n.Value)
-			default:
-				used[n.Value] = true
-				cfg.Pipelines = append(cfg.Pipelines, Pipeline{r.pipelineName(s.name, to.Name), s.match, to.index})
+			if to == nil {
+				r.Fail(n, "source %q: sink %q is not defined", s.name, n.Value)
+				continue
 			}
+			if used[n.Value] {
+				r.Fail(n, "source %q: sink %q is listed twice", s.name, n.Value)
+				continue
+			}
+			used[n.Value] = true
+			name := r.pipelineName(s.name, to.Name)
+			if names[name] && s.name != "" {
+				r.Fail(n, "two pipelines are called %q; rename a source or a sink", name)
+			}
+			names[name] = true
+			cfg.Pipelines = append(cfg.Pipelines, Pipeline{name, s.match, to.index})
 		}
+	}
+	if r.FailedSince(0) {
+		return
 	}
 	for _, s := range sinks {
-		if len(r.errs) == 0 && !slices.ContainsFunc(cfg.Pipelines, func(p Pipeline) bool { return p.Sink == s.index }) {
-			r.warn(s.node, "no source leads to sink %q", s.Name)
+		if !slices.ContainsFunc(cfg.Pipelines, func(p Pipeline) bool { return p.Sink == s.index }) {
+			r.Warn(s.node, "no source leads to sink %q", s.Name)
 		}
 	}
-	if len(cfg.Pipelines) == 0 && len(r.errs) == 0 {
-		r.fail(root, "no source leads to a sink")
+	if len(cfg.Pipelines) == 0 {
+		r.Fail(root, "no source leads to a sink")
 	}
-	names := map[string]bool{}
-	for _, p := range cfg.Pipelines {
-		if names[p.Name] {
-			r.fail(root, "two pipelines are called %q; rename a source or a sink", p.Name)
-		}
-		names[p.Name] = true
-	}
-	return cfg
 }
 
 func (r *fileReader) pipelineName(source, sink string) string {
@@ -348,90 +334,90 @@ func (r *fileReader) flat(root *yaml.Node) *Config {
 	cfg := &Config{}
 	names := map[string]int{}
 	for _, n := range root.Content {
-		n = resolve(n)
-		src, to := source{node: n}, &sink{node: n}
-		listsAt, lists := n, []string(nil)
+		n = definition.Resolve(n)
+		var src source
+		to := &sink{node: n}
 		fields := r.sinkFields(to, cfg)
-		fields["name"] = func(n *yaml.Node) { src.name = r.text(n, "the name of a pipeline") }
-		list := func(n *yaml.Node) { listsAt, lists = n, r.names(n) }
-		fields[r.what] = list
-		if r.what == "meters" {
-			fields["counters"] = list
-		}
-		before := len(r.errs)
-		r.fields(n, "a pipeline", fields)
-		if len(r.errs) > before {
-			continue
-		}
-		to.Name = src.name
-		r.checkSink(to)
-		if first := names[src.name]; first > 0 {
-			r.fail(n, "pipeline %q is defined twice, first on line %d", src.name, first)
+		r.sourceFields(&src, fields, "pipeline")
+		fields["name"] = func(n *yaml.Node) { src.name = r.text(n, "the name of a pipeline"); to.Name = src.name }
+		given := r.fields(n, "a pipeline", fields)
+		r.require(n, given, "pipeline", src.name, "name", r.what, "publishers")
+		if first := names[src.name]; first > 0 && src.name != "" {
+			r.Fail(n, "pipeline %q is defined twice, first on line %d", src.name, first)
 		}
 		names[src.name] = n.Line
-		var err error
-		if src.match, err = sample.NewMatcher(lists); err != nil {
-			r.fail(listsAt, "pipeline %q: %s: %w", src.name, r.what, err)
-		}
 		cfg.Pipelines = append(cfg.Pipelines, Pipeline{r.pipelineName(src.name, src.name), src.match, len(cfg.Sinks)})
 		cfg.Sinks = append(cfg.Sinks, to.Sink)
 	}
-	if len(cfg.Pipelines) == 0 && len(r.errs) == 0 {
-		r.fail(root, "it lists no pipeline")
+	if len(root.Content) == 0 {
+		r.Fail(root, "it lists no pipeline")
 	}
 	return cfg
 }
 
-// names returns a list of names or patterns.
-func (r *fileReader) names(n *yaml.Node) (names []string) {
-	r.list(n, r.what, func(n *yaml.Node) { names = append(names, r.text(n, "a name")) })
-	return names
+// require says which keys of what was read are missing.
+func (r *fileReader) require(n *yaml.Node, given map[string]bool, what, name string, keys ...string) {
+	for _, key := range keys {
+		switch {
+		case given == nil || given[key]:
+		case key == "name":
+			r.Fail(n, "a %s without a name", what)
+		default:
+			r.Fail(n, "%s %q has no %s", what, name, key)
+		}
+	}
 }
 
 func (r *fileReader) source(n *yaml.Node) source {
-	s := source{node: n}
-	var names []string
-	namesAt := n
-	list := func(n *yaml.Node) { namesAt, names = n, r.names(n) }
+	var s source
 	fields := map[string]func(*yaml.Node){
-		"name": func(n *yaml.Node) { s.name = r.text(n, "the name of a source") },
-		r.what: list,
 		"sinks": func(n *yaml.Node) {
-			r.list(n, "sinks", func(n *yaml.Node) {
-				if r.text(n, "a sink") != "" {
-					s.sinks = append(s.sinks, n)
-				}
-			})
+			r.names(n, "source", s.name, "sinks", func(n *yaml.Node) { s.sinks = append(s.sinks, n) })
 		},
 	}
-	if r.what == "meters" {
-		fields["counters"] = list // until Juno
-	}
-	r.fields(n, "a source", fields)
-	if len(r.errs) > 0 {
-		return s
-	}
-	if s.name == "" {
-		r.fail(n, "a source without a name")
-	}
-	if len(s.sinks) == 0 {
-		r.fail(n, "source %q has no sinks", s.name)
-	}
-	var err error
-	if s.match, err = sample.NewMatcher(names); err != nil {
-		r.fail(namesAt, "source %q: %s: %w", s.name, r.what, err)
-	}
+	r.sourceFields(&s, fields, "source")
+	given := r.fields(n, "a source", fields)
+	r.require(n, given, "source", s.name, "name", r.what, "sinks")
 	return s
+}
+
+// sourceFields adds what reads the name of a source and what it lists.
+func (r *fileReader) sourceFields(s *source, fields map[string]func(*yaml.Node), what string) {
+	fields["name"] = func(n *yaml.Node) { s.name = r.text(n, "the name of a "+what) }
+	fields[r.what] = func(n *yaml.Node) {
+		patterns := []string{"*"}
+		if n.Kind != yaml.ScalarNode || n.Value != "*" { // which Ceilometer takes for a list of characters
+			patterns = nil
+			r.names(n, what, s.name, r.what, func(n *yaml.Node) { patterns = append(patterns, n.Value) })
+		}
+		if patterns == nil {
+			return
+		}
+		var err error
+		if s.match, err = sample.NewMatcher(patterns); err != nil {
+			r.Fail(n, "%s %q: %s: %v", what, s.name, r.what, err)
+		}
+	}
+}
+
+// names calls each with the elements of a list of texts, which must have one.
+func (r *fileReader) names(n *yaml.Node, what, name, key string, each func(*yaml.Node)) {
+	n = definition.Resolve(n)
+	if r.list(n, key, func(n *yaml.Node) {
+		if r.text(n, "an element of "+key) != "" {
+			each(n)
+		}
+	}) && len(n.Content) == 0 {
+		r.Fail(n, "%s %q has no %s", what, name, key)
+	}
 }
 
 func (r *fileReader) sink(n *yaml.Node, cfg *Config) *sink {
 	s := &sink{node: n}
 	fields := r.sinkFields(s, cfg)
 	fields["name"] = func(n *yaml.Node) { s.Name = r.text(n, "the name of a sink") }
-	r.fields(n, "a sink", fields)
-	if len(r.errs) == 0 {
-		r.checkSink(s)
-	}
+	given := r.fields(n, "a sink", fields)
+	r.require(n, given, "sink", s.Name, "name", "publishers")
 	return s
 }
 
@@ -441,21 +427,15 @@ func (r *fileReader) sinkFields(s *sink, cfg *Config) map[string]func(*yaml.Node
 		"transformers": func(n *yaml.Node) {
 			s.Stages = r.transformers(n)
 			if r.what == "events" && len(s.Stages) > 0 {
-				r.fail(n, "events have no transformers")
+				r.Fail(n, "events have no transformers")
 			}
 		},
 		"publishers": func(n *yaml.Node) {
-			listed := map[string]bool{}
-			r.list(n, "publishers", func(n *yaml.Node) {
-				text := r.text(n, "a publisher")
-				if text == "" {
-					return
-				}
-				if listed[text] {
-					r.fail(n, "this publisher is listed twice in the sink")
-				}
-				listed[text] = true
-				if i := r.target(n, text, cfg); i >= 0 {
+			r.names(n, "sink", s.Name, "publishers", func(n *yaml.Node) {
+				i := r.target(n, cfg)
+				if slices.Contains(s.Targets, i) {
+					r.Warn(n, "this publisher is listed twice in the sink; it gets everything once")
+				} else if i >= 0 {
 					s.Targets = append(s.Targets, i)
 				}
 			})
@@ -463,20 +443,12 @@ func (r *fileReader) sinkFields(s *sink, cfg *Config) map[string]func(*yaml.Node
 	}
 }
 
-func (r *fileReader) checkSink(s *sink) {
-	if s.Name == "" {
-		r.fail(s.node, "a sink without a name")
-	}
-	if len(s.Targets) == 0 {
-		r.fail(s.node, "sink %q has no publishers", s.Name)
-	}
-}
-
 // target returns the index of a publisher's URL, which sinks share, or -1.
-func (r *fileReader) target(n *yaml.Node, text string, cfg *Config) int {
+func (r *fileReader) target(n *yaml.Node, cfg *Config) int {
+	text := n.Value
 	u, err := ParseURL(text)
 	if err != nil {
-		r.fail(n, "%w", err)
+		r.Fail(n, "%v", err)
 		return -1
 	}
 	for i, t := range cfg.Targets {

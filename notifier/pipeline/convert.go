@@ -1,9 +1,9 @@
 package pipeline
 
 import (
-	"regexp"
 	"time"
 
+	"github.com/kvmeter/kvmeter/notifier/pattern"
 	"github.com/kvmeter/kvmeter/notifier/pipeline/python"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -27,14 +27,14 @@ type conversion struct {
 
 // mapping is what a name becomes.
 type mapping struct {
-	from *regexp.Regexp // nil: there is none
-	to   string         // the replacement, in Go's form
-	text string         // what it becomes without from; empty: what it is
+	from *pattern.Regexp // nil: there is none
+	to   string          // the template of what replaces it
+	text string          // what it becomes without from; empty: what it is
 }
 
 func (m *mapping) apply(s string) string {
 	if m.from != nil {
-		if s := m.from.ReplaceAllString(s, m.to); s != "" {
+		if s, err := m.from.Replace(s, m.to); err == nil && s != "" {
 			return s
 		}
 	}

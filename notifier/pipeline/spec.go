@@ -1,17 +1,16 @@
 package pipeline
 
 import (
-	"errors"
 	"fmt"
 	"math"
-	"regexp"
-	"regexp/syntax"
 	"strconv"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/kvmeter/kvmeter/notifier/definition"
+	"github.com/kvmeter/kvmeter/notifier/pattern"
 	"github.com/kvmeter/kvmeter/notifier/pipeline/python"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -34,7 +33,7 @@ type kindOfStage struct {
 
 // transformers reads the list of a sink.
 func (r *fileReader) transformers(n *yaml.Node) (specs []StageSpec) {
-	n = resolve(n)
+	n = definition.Resolve(n)
 	if n.Tag == "!!null" {
 		return nil
 	}
@@ -47,25 +46,25 @@ func (r *fileReader) transformers(n *yaml.Node) (specs []StageSpec) {
 			"parameters": func(n *yaml.Node) { params = r.mapping(n, "parameters") },
 		})
 		if name == "" {
-			r.fail(nameAt, "a transformer without a name")
+			r.Fail(nameAt, "a transformer without a name")
 			return
 		}
 		for _, k := range stages {
 			if k.name != name {
 				continue
 			}
-			before := len(r.errs)
+			before := len(r.Findings)
 			text := textOf(params)
 			build := k.read(r, n, params)
 			for key, v := range params {
-				r.warn(v, "transformer %s has no parameter %q; it is ignored", name, key)
+				r.Warn(v, "transformer %s has no parameter %q; it is ignored", name, key)
 			}
-			if len(r.errs) == before {
+			if !r.FailedSince(before) {
 				specs = append(specs, StageSpec{name, k.stateful, name + " " + text, build})
 			}
 			return
 		}
-		r.fail(nameAt, "there is no transformer %q; there are %s", name, stageNames())
+		r.Fail(nameAt, "there is no transformer %q; there are %s", name, stageNames())
 	})
 	return specs
 }
@@ -95,20 +94,16 @@ func stageNames() string {
 // mapping returns the values of a mapping by key; null is an empty one.
 func (r *fileReader) mapping(n *yaml.Node, what string) map[string]*yaml.Node {
 	all := map[string]*yaml.Node{}
-	n = resolve(n)
+	n = definition.Resolve(n)
 	if n.Tag == "!!null" {
 		return all
 	}
 	if n.Kind != yaml.MappingNode {
-		r.fail(n, "%s is no mapping of keys to values", what)
+		r.Fail(n, "%s is no mapping of keys to values", what)
 		return all
 	}
-	for i := 0; i < len(n.Content); i += 2 {
-		key, value := n.Content[i], resolve(n.Content[i+1])
-		if _, twice := all[key.Value]; twice {
-			r.fail(key, "%q is set twice in %s", key.Value, what)
-		}
-		all[key.Value] = value
+	for _, p := range r.Pairs(n) {
+		all[p.Key.Value] = p.Value
 	}
 	return all
 }
@@ -130,7 +125,7 @@ func (r *fileReader) string(p map[string]*yaml.Node, key string) string {
 		return ""
 	}
 	if n.Kind != yaml.ScalarNode {
-		r.fail(n, "%s is no text", key)
+		r.Fail(n, "%s is no text", key)
 		return ""
 	}
 	return n.Value
@@ -156,7 +151,7 @@ func (r *fileReader) number(p map[string]*yaml.Node, key string, text bool) (v p
 			return python.Float(f), true
 		}
 	}
-	r.fail(n, "%s is no number", key)
+	r.Fail(n, "%s is no number", key)
 	return v, false
 }
 
@@ -177,7 +172,7 @@ func (r *fileReader) size(p map[string]*yaml.Node, key string, unset, null int) 
 	}
 	f, _ := v.Float64()
 	if f > 1e9 {
-		r.fail(n, "%s is too large", key)
+		r.Fail(n, "%s is too large", key)
 		return null
 	}
 	return int(f)
@@ -210,7 +205,7 @@ func (r *fileReader) conversion(p map[string]*yaml.Node) (c conversion) {
 			c.scale = r.expr(n, n.Value)
 		}
 		if c.scale != nil && len(c.scale.References) > 0 {
-			r.fail(n, "$(%s) can be used in arithmetic only; the sample's own number is volume", c.scale.References[0])
+			r.Fail(n, "$(%s) can be used in arithmetic only; the sample's own number is volume", c.scale.References[0])
 		}
 	} else if v, ok := r.number(target, "scale", false); ok && v.Truth() {
 		c.factor, c.hasFactor = v, true
@@ -228,102 +223,43 @@ func (r *fileReader) conversion(p map[string]*yaml.Node) (c conversion) {
 // ignored warns of the keys that are left.
 func (r *fileReader) ignored(what string, p map[string]*yaml.Node) {
 	for key, n := range p {
-		r.warn(n, "unknown key %q in %s; it is ignored", key, what)
+		r.Warn(n, "unknown key %q in %s; it is ignored", key, what)
 	}
 }
 
 // renaming takes what a name or a unit becomes.
-func (r *fileReader) renaming(key string, target, from, to map[string]*yaml.Node) (m mapping) {
+func (r *fileReader) renaming(key string, target, mapFrom, mapTo map[string]*yaml.Node) (m mapping) {
 	m.text = r.string(target, key)
-	at, toAt := from[key], to[key]
-	pattern, replacement := r.string(from, key), r.string(to, key)
+	at, toAt := mapFrom[key], mapTo[key]
+	from, to := r.string(mapFrom, key), r.string(mapTo, key)
 	switch {
-	case pattern == "" && replacement != "":
-		r.warn(toAt, "map_to has a %s, but map_from has none; it is ignored", key)
+	case from == "" && to != "":
+		r.Warn(toAt, "map_to has a %s, but map_from has none; it is ignored", key)
 		return m
-	case replacement == "" && pattern != "":
-		r.warn(at, "map_from has a %s, but map_to has none; it is ignored", key)
+	case to == "" && from != "":
+		r.Warn(at, "map_from has a %s, but map_to has none; it is ignored", key)
 		return m
-	case pattern == "":
+	case from == "":
 		return m
 	}
-	re, err := regexp.Compile(pattern)
+	re, err := pattern.Compile(from)
 	if err != nil {
-		r.fail(at, "the regular expression %q: %s", pattern, regexpError(err))
+		r.Fail(at, "%v", err)
 		return m
 	}
-	if m.to, err = replacementOf(replacement, re); err != nil {
-		r.fail(toAt, "the replacement %q: %w", replacement, err)
+	if err := re.CheckTemplate(to); err != nil {
+		r.Fail(toAt, "the replacement %q: %v", to, err)
 		return m
 	}
-	m.from = re
+	m.from, m.to = re, to
 	return m
-}
-
-func regexpError(err error) string {
-	var e *syntax.Error
-	if errors.As(err, &e) && (e.Code == syntax.ErrInvalidPerlOp || e.Code == syntax.ErrInvalidEscape) {
-		return fmt.Sprintf("%s is not supported; there are no look-arounds and no back references", e.Expr)
-	}
-	return err.Error()
-}
-
-// replacementOf turns Python's \1, \g<1> and \g<name> into Go's ${1}.
-func replacementOf(s string, re *regexp.Regexp) (string, error) {
-	var b strings.Builder
-	group := func(name string) error {
-		if n, err := strconv.Atoi(name); err == nil && n > re.NumSubexp() || err != nil && re.SubexpIndex(name) < 0 {
-			return fmt.Errorf("there is no group %s in the expression, which has %d", name, re.NumSubexp())
-		}
-		b.WriteString("${" + name + "}")
-		return nil
-	}
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] == '$':
-			b.WriteString("$$")
-			continue
-		case s[i] != '\\':
-			b.WriteByte(s[i])
-			continue
-		case i+1 == len(s):
-			return "", errors.New("a backslash at its end")
-		}
-		i++
-		switch c := s[i]; {
-		case c >= '1' && c <= '9':
-			end := i + 1
-			if end < len(s) && s[end] >= '0' && s[end] <= '9' {
-				end++
-			}
-			if err := group(s[i:end]); err != nil {
-				return "", err
-			}
-			i = end - 1
-		case c == 'g' && strings.HasPrefix(s[i+1:], "<") && strings.Contains(s[i:], ">"):
-			end := i + strings.IndexByte(s[i:], '>')
-			if err := group(s[i+2 : end]); err != nil {
-				return "", err
-			}
-			i = end
-		case c == '\\':
-			b.WriteByte('\\')
-		case c == 'n':
-			b.WriteByte('\n')
-		case c == 't':
-			b.WriteByte('\t')
-		default:
-			return "", fmt.Errorf(`\%c is not understood; groups are \1 to \99 and \g<name>`, c)
-		}
-	}
-	return b.String(), nil
 }
 
 // expr compiles an expression; nil where it is wrong.
 func (r *fileReader) expr(n *yaml.Node, text string) *python.Expr {
 	e, err := python.Parse(text)
 	if err != nil {
-		r.fail(n, "%w", err)
+		r.Fail(n, "%v", err)
 		return nil
 	}
 	return e
@@ -341,12 +277,12 @@ func readUnitConversion(r *fileReader, _ *yaml.Node, p map[string]*yaml.Node) fu
 
 func readRate(r *fileReader, at *yaml.Node, p map[string]*yaml.Node) func(Bound) stage {
 	if n := take(p, "max"); n != nil {
-		r.warn(n, "max belongs into target; here it is ignored")
+		r.Warn(n, "max belongs into target; here it is ignored")
 	}
 	c := r.conversion(p)
 	switch {
 	case c.hasFactor:
-		r.warn(at, "a numeric scale multiplies the rate by the volume, too; write it as text, as in scale: \"%s\"", numberText(c.factor))
+		r.Warn(at, "a numeric scale multiplies the rate by the volume, too; write it as text, as in scale: \"%s\"", numberText(c.factor))
 	case c.scale == nil:
 		c.scale, _ = python.Parse("1")
 	}
@@ -365,10 +301,10 @@ func readDelta(r *fileReader, at *yaml.Node, p map[string]*yaml.Node) func(Bound
 	growth := take(p, "growth_only")
 	d := delta{conversion: r.conversion(p)}
 	if growth != nil && growth.Decode(&d.growthOnly) != nil {
-		r.fail(growth, "growth_only is neither true nor false")
+		r.Fail(growth, "growth_only is neither true nor false")
 	}
 	if d.scale != nil || d.hasFactor || d.hasMax || d.kind != "" || d.hasOnly {
-		r.warn(at, "delta renames only: scale, max, type and the source's unit are ignored")
+		r.Warn(at, "delta renames only: scale, max, type and the source's unit are ignored")
 	}
 	return func(b Bound) stage {
 		d := d
@@ -410,10 +346,10 @@ func (r *fileReader) policy(p map[string]*yaml.Node, key string, unset policy) p
 	case n.Value == "drop" && key == "resource_metadata":
 		return dropIt
 	case key == "timestamp":
-		r.warn(n, "%s is %q, which is neither first nor last; it is taken for first", key, n.Value)
+		r.Warn(n, "%s is %q, which is neither first nor last; it is taken for first", key, n.Value)
 		return first
 	}
-	r.warn(n, "%s is %q, which is neither first nor last; it is taken for last", key, n.Value)
+	r.Warn(n, "%s is %q, which is neither first nor last; it is taken for last", key, n.Value)
 	return last
 }
 
@@ -427,12 +363,12 @@ func readArithmetic(r *fileReader, at *yaml.Node, p map[string]*yaml.Node) func(
 	}
 	n := take(target, "expr")
 	if n == nil {
-		r.fail(at, "arithmetic needs target.expr, as in expr: \"$(memory.usage) / $(memory)\"")
+		r.Fail(at, "arithmetic needs target.expr, as in expr: \"$(memory.usage) / $(memory)\"")
 		return nil
 	}
 	a.expr = r.expr(n, n.Value)
 	if a.expr != nil && len(a.expr.References) == 0 {
-		r.fail(n, "the expression names no meter: write it as $(name)")
+		r.Fail(n, "the expression names no meter: write it as $(name)")
 	}
 	r.ignored("target", target)
 	return func(b Bound) stage {

@@ -300,7 +300,7 @@ func load(t *testing.T, name, text string) error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(cfg.Warnings...)
+		return errors.Join(cfg.Warnings()...)
 	case "agent.yaml":
 		cfg := compute.DefaultAgent()
 		_, err := config.Load(path, nil, &cfg)
