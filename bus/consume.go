@@ -59,10 +59,12 @@ func (a *AMQP) consume(ctx context.Context, queue string, prefetch int, gather t
 func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue string, prefetch int, gather time.Duration, quiet *complaint, handle Handler) error {
 	lost := l.ch.NotifyClose(make(chan *amqp.Error, 1))
 	cancelled := l.ch.NotifyCancel(make(chan string, 1))
-	var in <-chan amqp.Delivery
+	in := l.wire.divert()
+	defer in.close()
 	err := a.ask(l, queue, func() (err error) {
 		if err = l.ch.Qos(prefetch, 0, false); err == nil {
-			in, err = l.ch.Consume(queue, "", false, false, false, false, nil)
+			// What the library returns stays empty.
+			_, err = l.ch.Consume(queue, "", false, false, false, false, nil)
 		}
 		return err
 	})
@@ -70,23 +72,10 @@ func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue 
 		return err
 	}
 	quiet.over("RabbitMQ answers again")
-	l.calm.gather.Store(int64(gather))
+	l.wire.gather.Store(int64(gather))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// The library hands out deliveries one by one; here they wait side by side,
-	// so that poll finds all that are there.
-	src := &amqpSource{a: a, ch: l.ch, queue: queue, in: make(chan amqp.Delivery, prefetch), gather: gather, full: make(chan struct{}, 1)}
-	go func() {
-		for d := range in {
-			src.in <- d
-			if len(src.in) >= prefetch-1 { // another one is being waited with
-				select {
-				case src.full <- struct{}{}:
-				default:
-				}
-			}
-		}
-	}()
+	src := &amqpSource{a: a, ch: l.ch, queue: queue, inbox: in, prefetch: prefetch, gather: gather}
 	go func() {
 		select {
 		case e := <-lost:
@@ -106,56 +95,58 @@ func (a *AMQP) consumeOver(ctx context.Context, l *link, log *zap.Logger, queue 
 }
 
 type amqpSource struct {
-	a     *AMQP
-	ch    *amqp.Channel
-	queue string
-	in    chan amqp.Delivery
+	a        *AMQP
+	ch       *amqp.Channel
+	queue    string
+	prefetch int
+	gather   time.Duration
 
-	gather time.Duration
-	full   chan struct{} // as many wait as are handed out
+	inbox *inbox
+	taken []*incoming // from it; those before next were handed out
+	next  int
 }
 
 func (s *amqpSource) wait(ctx context.Context) *Delivery {
-	select {
-	case <-s.full: // it is of what was taken meanwhile
-	default:
-	}
-	select {
-	case d := <-s.in:
-		if s.gather > 0 && len(s.in) < cap(s.in)-1 {
-			patience := time.NewTimer(s.gather)
-			select {
-			case <-patience.C:
-			case <-s.full:
-			case <-ctx.Done():
-			}
-			patience.Stop()
+	for {
+		if d := s.poll(); d != nil {
+			return d
 		}
-		return delivery(d)
-	case <-ctx.Done():
-		return nil
+		select {
+		case <-s.inbox.some:
+		case <-ctx.Done():
+			return nil
+		}
+		if s.gather > 0 {
+			s.await(ctx)
+		}
+	}
+}
+
+// await waits for as many deliveries as the broker hands out, and not for long.
+func (s *amqpSource) await(ctx context.Context) {
+	patience := time.NewTimer(s.gather)
+	defer patience.Stop()
+	for s.inbox.len() < s.prefetch {
+		select {
+		case <-s.inbox.some:
+		case <-patience.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
 func (s *amqpSource) poll() *Delivery {
-	select {
-	case d := <-s.in:
-		return delivery(d)
-	default:
-		return nil
+	if s.next == len(s.taken) {
+		clear(s.taken)
+		s.taken, s.next = s.inbox.take(s.taken[:0]), 0
+		if len(s.taken) == 0 {
+			return nil
+		}
 	}
-}
-
-func delivery(d amqp.Delivery) *Delivery {
-	keyID, _ := d.Headers[headerKeyID].(string)
-	hmac, _ := d.Headers[headerHMAC].(string)
-	return &Delivery{
-		Message: Message{
-			RoutingKey: d.RoutingKey, ID: d.MessageId, ContentType: d.ContentType,
-			ContentEncoding: d.ContentEncoding, KeyID: keyID, HMAC: hmac, Time: d.Timestamp, Body: d.Body,
-		},
-		Redelivered: d.Redelivered, from: &d,
-	}
+	s.next++
+	return &s.taken[s.next-1].Delivery
 }
 
 // settle copies the rejected messages to the dead-letter queue, waits until
@@ -165,7 +156,7 @@ func (s *amqpSource) settle(ctx context.Context, ds []*Delivery) error {
 	var dead []*outgoing
 	for _, d := range ds {
 		if d.verdict == rejected {
-			dead = append(dead, deadLetter(s.queue, d.from.(*amqp.Delivery), d.reason))
+			dead = append(dead, deadLetter(s.queue, d.from.(*incoming), d.reason))
 		}
 	}
 	if len(dead) > 0 {
@@ -180,13 +171,13 @@ func (s *amqpSource) settle(ctx context.Context, ds []*Delivery) error {
 		n++
 	}
 	if n > 0 {
-		if err := s.ch.Ack(ds[n-1].from.(*amqp.Delivery).DeliveryTag, true); err != nil {
+		if err := s.ch.Ack(ds[n-1].from.(*incoming).tag, true); err != nil {
 			return fmt.Errorf("ack: %w", err)
 		}
 	}
 	for _, d := range ds[n:] {
 		if d.verdict != undecided {
-			if err := s.ch.Ack(d.from.(*amqp.Delivery).DeliveryTag, false); err != nil {
+			if err := s.ch.Ack(d.from.(*incoming).tag, false); err != nil {
 				return fmt.Errorf("ack: %w", err)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -40,8 +41,9 @@ const recount = 10
 
 // DeadLetters calls decide with each message that is in the dead-letter queue
 // now, oldest first, until it returns false, and carries out what it says. What is
-// retried is confirmed by its queue before it leaves this one. It
-// does not wait for a broker that is away.
+// retried is confirmed by its queue before it leaves this one. Of one that is there
+// several times, since who moved it there died before it was acked, the others are
+// deleted. It does not wait for a broker that is away.
 func (a *AMQP) DeadLetters(ctx context.Context, decide func(*DeadLetter) (fate Fate, more bool)) error {
 	l, err := a.dial(ctx)
 	if err != nil {
@@ -50,7 +52,7 @@ func (a *AMQP) DeadLetters(ctx context.Context, decide func(*DeadLetter) (fate F
 	defer l.close()
 	defer context.AfterFunc(ctx, l.close)()
 	var worn []*amqp.Delivery
-	retried := map[string]bool{}
+	seen := map[identity]Fate{} // what is done with those that are like one that was seen
 	kept := uint64(0)
 	for more := true; more; {
 		var d amqp.Delivery
@@ -64,9 +66,11 @@ func (a *AMQP) DeadLetters(ctx context.Context, decide func(*DeadLetter) (fate F
 		if !ok {
 			break
 		}
-		dead, fate := deadLetterOf(&d), Keep
-		if !retried[dead.Name] { // else it is back already
+		dead, retries := deadLetterOf(&d), retriesOf(&d)
+		fate, again := seen[dead.identity(retries)]
+		if !again {
 			fate, more = decide(dead)
+			seen[dead.identity(retries)] = Drop
 		}
 		switch fate {
 		case Keep:
@@ -76,8 +80,8 @@ func (a *AMQP) DeadLetters(ctx context.Context, decide func(*DeadLetter) (fate F
 			}
 			continue
 		case Retry:
-			retried[dead.Name] = true
-			err = a.retryDead(ctx, &d, dead)
+			seen[dead.identity(retries+1)] = Keep // it may be back before this is over
+			err = a.retryDead(ctx, &d, dead, retries+1)
 		}
 		if err == nil {
 			err = d.Ack(false)
@@ -109,14 +113,30 @@ func (a *AMQP) DeadLetters(ctx context.Context, decide func(*DeadLetter) (fate F
 	})
 }
 
+// identity is what the copies of a dead letter have in common, and what they have
+// not with the same message that was retried and refused again.
+type identity [sha256.Size]byte
+
+func (d *DeadLetter) identity(retries int) identity {
+	return sha256.Sum256(fmt.Appendf(nil, "%q %q %q %d %s", d.ID, d.Queue, d.RoutingKey, retries, d.Body))
+}
+
+// retriesOf returns how often a dead letter was retried.
+func retriesOf(d *amqp.Delivery) int {
+	text, _ := d.Headers[headerRetries].(string)
+	n, _ := strconv.Atoi(text)
+	return n
+}
+
 // retryDead puts a dead letter into its queue.
-func (a *AMQP) retryDead(ctx context.Context, d *amqp.Delivery, dead *DeadLetter) error {
+func (a *AMQP) retryDead(ctx context.Context, d *amqp.Delivery, dead *DeadLetter, retries int) error {
 	if dead.Queue == "" {
 		return errStranded
 	}
 	again := copyOf(d, func(header string) bool {
 		return header != headerReason && header != headerQueue && header != headerKey && header != "x-delivery-count" && header != "x-death"
 	})
+	again.msg.Headers[headerRetries] = strconv.Itoa(retries)
 	again.key = dead.Queue // by the default exchange, so that no other queue gets it
 	return a.publish(ctx, []*outgoing{again})
 }
@@ -140,7 +160,12 @@ func copyOf(d *amqp.Delivery, keep func(header string) bool) *outgoing {
 // deadLetterOf reads what is known of a dead letter: what [deadLetter] says of it, or
 // the broker, where it gave up a message itself.
 func deadLetterOf(d *amqp.Delivery) *DeadLetter {
-	dead := &DeadLetter{Message: delivery(*d).Message, Name: d.MessageId}
+	dead := &DeadLetter{Name: d.MessageId, Message: Message{
+		RoutingKey: d.RoutingKey, ID: d.MessageId, ContentType: d.ContentType, ContentEncoding: d.ContentEncoding,
+		Time: d.Timestamp, Body: d.Body,
+	}}
+	dead.KeyID, _ = d.Headers[headerKeyID].(string)
+	dead.HMAC, _ = d.Headers[headerHMAC].(string)
 	if dead.Name == "" {
 		sum := sha256.Sum256(d.Body)
 		dead.Name = hex.EncodeToString(sum[:6])

@@ -131,7 +131,7 @@ type link struct {
 	node *node
 	conn *amqp.Connection
 	ch   *amqp.Channel
-	calm *calmConn // that conn is over
+	wire *wire // that conn is over
 }
 
 func (l *link) close() {
@@ -169,42 +169,47 @@ func (a *AMQP) dialNode(ctx context.Context, n *node) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	var raw net.Conn
-	var calm *calmConn
+	tlsConfig, err := a.cfg.tls(n.uri)
+	if err != nil {
+		return nil, err
+	}
+	var w *wire
 	var unhook func() bool
 	cfg := amqp.Config{
 		Heartbeat: a.cfg.Heartbeat, SASL: []amqp.Authentication{auth},
 		Properties: amqp.Table{"product": "kvmeter", "connection_name": a.name},
-		Dial: func(network, addr string) (net.Conn, error) {
-			c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+		Dial: func(network, _ string) (net.Conn, error) {
+			c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, net.JoinHostPort(n.uri.Host, strconv.Itoa(n.uri.Port)))
 			if err != nil {
 				return nil, err
 			}
+			unhook = context.AfterFunc(ctx, func() { _ = c.Close() })
 			// The library clears the deadline when the handshake is over.
-			if err := c.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+			err = c.SetDeadline(time.Now().Add(dialTimeout))
+			if tlsConfig != nil && err == nil {
+				secure := tls.Client(c, tlsConfig)
+				c, err = secure, secure.HandshakeContext(ctx)
+			}
+			if err != nil {
 				_ = c.Close()
 				return nil, err
 			}
-			raw = c
-			unhook = context.AfterFunc(ctx, func() { _ = c.Close() })
-			calm = &calmConn{Conn: c}
-			return calm, nil
+			w = newWire(c)
+			return w, nil
 		},
 	}
-	if cfg.TLSClientConfig, err = a.cfg.tls(n.uri); err != nil {
-		return nil, err
-	}
-	conn, err := amqp.DialConfig(n.url, cfg)
+	// TLS is beneath what looks for deliveries; the library would put it above.
+	conn, err := amqp.DialConfig("amqp"+n.url[len(n.uri.Scheme):], cfg)
 	if unhook != nil {
 		defer unhook()
 	}
 	if err != nil {
-		if raw != nil {
-			_ = raw.Close()
+		if w != nil {
+			_ = w.Close()
 		}
 		return nil, a.explain(n, err)
 	}
-	l := &link{node: n, conn: conn, calm: calm}
+	l := &link{node: n, conn: conn, wire: w}
 	if err = a.declare(conn); err == nil {
 		l.ch, err = conn.Channel()
 	}

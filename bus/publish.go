@@ -29,6 +29,8 @@ const (
 	headerReason = "kvmeter-reason"      // of dead letters: why
 	headerQueue  = "kvmeter-queue"       // of dead letters: the queue they were in
 	headerKey    = "kvmeter-routing-key" // of dead letters: what they were sent with
+	// headerRetries is of messages that were dead letters: how often they were retried.
+	headerRetries = "kvmeter-retries"
 )
 
 // What may become of an outgoing message, beside being confirmed.
@@ -279,23 +281,18 @@ func lostBy(lost chan *amqp.Error) error {
 
 // deadLetter is the copy of a delivery that goes to the dead-letter queue:
 // dead-lettering by the broker could not say why.
-func deadLetter(queue string, d *amqp.Delivery, reason error) *outgoing {
+func deadLetter(queue string, d *incoming, reason error) *outgoing {
+	var p amqp.Publishing
+	readProperties(&p, d.properties, names{}) // as was done when they came
 	headers := amqp.Table{}
-	for k, v := range d.Headers {
+	for k, v := range p.Headers {
 		// All headers must fit in one frame, with room for ours.
-		if s, ok := v.(string); ok && len(headers) < 20 && len(k)+len(s) < 1024 {
+		if s := v.(string); len(headers) < 20 && len(k)+len(s) < 1024 {
 			headers[k] = s
 		}
 	}
 	why := strings.ToValidUTF8(reason.Error(), "?")
 	headers[headerReason], headers[headerQueue], headers[headerKey] = why[:min(len(why), 1024)], queue, d.RoutingKey
-	return &outgoing{
-		exchange: DeadLetterExchange, key: d.RoutingKey, done: make(chan error, 1),
-		msg: amqp.Publishing{
-			Headers: headers, ContentType: d.ContentType, ContentEncoding: d.ContentEncoding,
-			DeliveryMode: amqp.Persistent, Priority: d.Priority, CorrelationId: d.CorrelationId,
-			ReplyTo: d.ReplyTo, MessageId: d.MessageId, Timestamp: d.Timestamp, Type: d.Type,
-			AppId: d.AppId, Body: d.Body,
-		},
-	}
+	p.Headers, p.DeliveryMode, p.Body = headers, amqp.Persistent, d.Body
+	return &outgoing{exchange: DeadLetterExchange, key: d.RoutingKey, msg: p, done: make(chan error, 1)}
 }
