@@ -70,7 +70,7 @@ func runNotifier() {
 	}
 	lives, _ := strconv.Atoi(os.Getenv("PUBLISHES"))
 	cfg.EventPipeline = os.Getenv("EVENTS")
-	cfg.Notifications.Enabled, cfg.Notifications.Exchanges = cfg.EventPipeline != "", []string{"nova"}
+	cfg.Notifications.Enabled, cfg.Notifications.Exchanges, cfg.Notifications.Prefetch = cfg.EventPipeline != "", []string{"nova"}, cfg.Prefetch
 	n, err := notifier.New(cfg, notifier.Deps{
 		Log: zap.NewExample(), Consumer: b, Publisher: &mortal{Publisher: b, left: lives}, Keys: keys, Publishers: all.Publishers,
 		Subscribers: []bus.Subscriber{b},

@@ -95,6 +95,9 @@ type Notifications struct {
 	DurableQueues bool `yaml:"amqp_durable_queues"`
 	// AutoDelete is amqp_auto_delete of the services.
 	AutoDelete bool `yaml:"amqp_auto_delete"`
+	// Prefetch is how many notifications a queue may hand out before the first is
+	// acked: they are handled at once, and the more there are the less each costs.
+	Prefetch int `yaml:"prefetch"`
 	// MeterDefinitions are files of meter definitions, or folders of which all
 	// *.yaml are read; "shipped" stands for those that kvmeter brings. Of
 	// definitions with the same name the first file's counts.
@@ -121,7 +124,7 @@ func DefaultConfig() Config {
 				"nova", "glance", "neutron", "cinder", "heat", "keystone", "trove", "zaqar", "swift", "ceilometer", "magnum", "dns",
 				"ironic", "aodh",
 			},
-			Topics: []string{"notifications"}, MeterDefinitions: []string{"shipped"},
+			Topics: []string{"notifications"}, Prefetch: 1000, MeterDefinitions: []string{"shipped"},
 		},
 	}
 }

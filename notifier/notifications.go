@@ -25,8 +25,9 @@ var (
 )
 
 // gather is how long notifications wait for others. Services send them one by one,
-// and publishers sync, and the broker is told, once for all that are there.
-const gather = 10 * time.Millisecond
+// and publishers sync, and the broker is told, once for all that are there; each
+// time that the process wakes up costs as much CPU time as some notifications.
+const gather = 100 * time.Millisecond
 
 // loadDefinitions compiles the definitions, if notifications are taken.
 func (n *Notifier) loadDefinitions(setup *setup) error {
@@ -100,7 +101,7 @@ func (c *Notifications) subscriptions() []bus.Subscription {
 func (n *Notifier) listen(ctx context.Context, from bus.Subscriber, s bus.Subscription) error {
 	w := &worker{n: n}
 	w.open = w.notification
-	return from.Subscribe(ctx, s, max(1, n.cfg.Prefetch), w.handle)
+	return from.Subscribe(ctx, s, max(1, n.cfg.Notifications.Prefetch), w.handle)
 }
 
 // notification converts a delivery. One that gives nothing but errors, or is no
