@@ -91,7 +91,7 @@ func (r *eventRoutes) route(e *sample.Event, job *work) {
 			continue
 		}
 		for _, t := range r.cfg.Sinks[p.Sink].Targets {
-			given := &job.events[r.targets[t]]
+			given := &job.due[r.targets[t]].events
 			if n := len(*given); n == 0 || (*given)[n-1] != e { // another pipeline's target may be the same
 				*given = append(*given, e)
 			}

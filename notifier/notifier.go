@@ -161,32 +161,35 @@ type worker struct {
 	converter *conversion.Converter // of notifications
 }
 
-// work is the state of a delivery that was opened: by target, what it has not
-// taken yet, and why it never will.
+// work is the state of a delivery that was opened.
 type work struct {
 	setup   *setup
-	id      sample.BatchID // of what sinks that look back have got
-	parts   [][]publisher.Part
-	events  [][]*sample.Event
-	refused []error
+	id      sample.BatchID   // of what sinks that look back have got
+	due     []due            // by target
 	scatter []publisher.Part // what is for those who keep the state
+	lost    error            // why they will never get some of it
+}
+
+// due is what a target has not taken yet, and why it will never take some of what
+// it was given.
+type due struct {
+	parts   []publisher.Part
+	events  []*sample.Event
+	refused error
 }
 
 func (w *worker) newWork(id sample.BatchID) *work {
-	n := len(w.setup.targets)
-	return &work{setup: w.setup, id: id, parts: make([][]publisher.Part, n), events: make([][]*sample.Event, n), refused: make([]error, n)}
+	return &work{setup: w.setup, id: id, due: make([]due, len(w.setup.targets))}
 }
 
 // move makes the work one of another setup. What is for a publisher that is there
 // no more is done with.
 func (job *work) move(to *setup) {
-	old := *job
-	*job = work{setup: to, id: old.id, scatter: old.scatter}
-	n := len(to.targets)
-	job.parts, job.events, job.refused = make([][]publisher.Part, n), make([][]*sample.Event, n), make([]error, n)
+	old, from := job.due, job.setup
+	job.setup, job.due = to, make([]due, len(to.targets))
 	for t, target := range to.targets {
-		if i := slices.Index(old.setup.targets, target); i >= 0 {
-			job.parts[t], job.events[t], job.refused[t] = old.parts[i], old.events[i], old.refused[i]
+		if i := slices.Index(from.targets, target); i >= 0 {
+			job.due[t] = old[i]
 		}
 	}
 }
@@ -256,9 +259,11 @@ func (w *worker) handle(ctx context.Context, ds []*bus.Delivery) error {
 	}
 	errs = append(errs, w.n.scatter(ctx, jobs))
 	for i, job := range jobs {
-		if refused := errors.Join(job.refused...); refused != nil {
+		switch refused := job.refused(); {
+		case !job.done():
+		case refused != nil:
 			w.refuse(kept[i], refused, bus.Reason(refused))
-		} else if job.taken() {
+		default:
 			w.memory.keeper.Taken(job.id)
 			kept[i].Ack()
 		}
@@ -266,14 +271,23 @@ func (w *worker) handle(ctx context.Context, ds []*bus.Delivery) error {
 	return errors.Join(errs...)
 }
 
-// taken reports whether nothing is left to publish.
-func (job *work) taken() bool {
-	for t := range job.parts {
-		if len(job.parts[t]) > 0 || len(job.events[t]) > 0 {
+// done reports whether nothing is left to publish.
+func (job *work) done() bool {
+	for t := range job.due {
+		if len(job.due[t].parts) > 0 || len(job.due[t].events) > 0 {
 			return false
 		}
 	}
 	return len(job.scatter) == 0
+}
+
+// refused returns why some of the work will never be taken, if so.
+func (job *work) refused() error {
+	err := job.lost
+	for t := range job.due {
+		err = errors.Join(err, job.due[t].refused)
+	}
+	return err
 }
 
 // batch verifies a delivery and splits its batch; a bad one is rejected.
@@ -304,7 +318,7 @@ func (w *worker) split(job *work, d *bus.Delivery, b, from *sample.Batch) {
 			if t == pipeline.Elsewhere {
 				job.scatter = append(job.scatter, p)
 			} else {
-				job.parts[t] = append(job.parts[t], p)
+				job.due[t].parts = append(job.due[t].parts, p)
 			}
 		}
 	})
@@ -321,32 +335,34 @@ func (w *worker) refuse(d *bus.Delivery, reason error, word string) {
 
 // publish gives a publisher all that it has not taken yet.
 func (w *worker) publish(ctx context.Context, t int, jobs []*work) error {
-	var parts []publisher.Part
-	var ofParts []*work // whose each is
+	nParts, nEvents := 0, 0
+	for _, job := range jobs {
+		nParts, nEvents = nParts+len(job.due[t].parts), nEvents+len(job.due[t].events)
+	}
+	parts, ofParts := make([]publisher.Part, 0, nParts), make([]*work, 0, nParts) // ofParts: whose each is
 	samples := 0
 	for _, job := range jobs {
-		for _, p := range job.parts[t] {
+		for _, p := range job.due[t].parts {
 			samples += p.Batch.Len()
 			parts, ofParts = append(parts, p), append(ofParts, job)
 		}
 	}
-	err := w.give(t, ofParts, samples, func() error { return w.setup.targets[t].Publish(ctx, parts) }, func(job *work) { job.parts[t] = nil })
-	var events []sample.Event
-	var ofEvents []*work
+	err := w.give(t, ofParts, samples, func() error { return w.setup.targets[t].Publish(ctx, parts) }, func(job *work) { job.due[t].parts = nil })
+	events, ofEvents := make([]sample.Event, 0, nEvents), make([]*work, 0, nEvents)
 	for _, job := range jobs {
-		for _, e := range job.events[t] {
+		for _, e := range job.due[t].events {
 			events, ofEvents = append(events, *e), append(ofEvents, job)
 		}
 	}
 	return errors.Join(err, w.give(t, ofEvents, len(events), func() error {
 		return w.setup.targets[t].Publisher.(publisher.EventPublisher).PublishEvents(ctx, events)
-	}, func(job *work) { job.events[t] = nil }))
+	}, func(job *work) { job.due[t].events = nil }))
 }
 
-// give publishes n samples or events to a target, and calls taken for those
-// whose they are. Of what is refused for good its owner is told, and of
-// everything that was given where the refusal is of all.
-func (w *worker) give(t int, owners []*work, n int, publish func() error, taken func(*work)) error {
+// give publishes n samples or events to a target, and calls done for those whose
+// they are: once they are taken, or where they are refused for good, of which each
+// owner is told.
+func (w *worker) give(t int, owners []*work, n int, publish func() error, done func(*work)) error {
 	if len(owners) == 0 {
 		return nil
 	}
@@ -362,7 +378,8 @@ func (w *worker) give(t int, owners []*work, n int, publish func() error, taken 
 	case errors.As(err, &refusal):
 		for i, job := range owners {
 			if refusal.Part == i || refusal.Part == publisher.All {
-				job.refused[t] = fmt.Errorf("%s: %w", name, refusal.Err)
+				job.due[t].refused = errors.Join(job.due[t].refused, fmt.Errorf("%s: %w", name, refusal.Err))
+				done(job)
 			}
 		}
 	}
@@ -371,7 +388,7 @@ func (w *worker) give(t int, owners []*work, n int, publish func() error, taken 
 		return fmt.Errorf("publisher %s: %w", name, err)
 	}
 	for _, job := range owners {
-		taken(job)
+		done(job)
 	}
 	w.n.m.published.WithLabelValues(name).Add(float64(n))
 	return nil

@@ -351,6 +351,25 @@ func TestABatchThatAPublisherRefusesForGoodIsADeadLetter(t *testing.T) {
 	}
 }
 
+// TestABatchThatOneRefusesForGoodIsStillForTheOthers has one publisher that refuses
+// at once and one that takes it at the third attempt.
+func TestABatchThatOneRefusesForGoodIsStillForTheOthers(t *testing.T) {
+	a := &fake{fails: 1, err: &publisher.Refusal{Part: publisher.All, Err: errors.New("too large")}}
+	b := &fake{fails: 2, err: errors.New("no disk")}
+	r := start(t, twoFakes, fakes(map[string]*fake{"a": a, "b": b}), nil)
+	m := sealed(t, batch(1))
+	r.send(m)
+	if diff := cmp.Diff([][]string{{m.ID}, {m.ID}, {m.ID}}, b.calls); diff != "" {
+		t.Errorf("calls of the one that failed twice (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([][]string{{m.ID}}, a.calls); diff != "" {
+		t.Errorf("calls of the one that refused (-want +got):\n%s", diff)
+	}
+	if dead, n := r.local.Dead(); n != 1 || dead[0].Reason != "fake://a: too large" {
+		t.Errorf("dead letters %+v, want one that is too large", dead)
+	}
+}
+
 // TestAPublisherThatIsAwayHoldsUpNoOther has a receiver that refuses and comes
 // back: meanwhile batches are acked, and nothing is lost.
 func TestAPublisherThatIsAwayHoldsUpNoOther(t *testing.T) {

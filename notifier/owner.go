@@ -38,7 +38,8 @@ func (n *Notifier) scatter(ctx context.Context, jobs []*work) error {
 			b := job.scatter[i].Batch
 			body, err := n.scatterer.enc.Encode(nil, b)
 			if err != nil {
-				job.refused = append(job.refused, fmt.Errorf("pass on to transformers: %w", err))
+				job.lost = fmt.Errorf("pass on to transformers: %w", err)
+				job.scatter = nil
 				break
 			}
 			key := bus.StagesKey(b.Rows[0].Resource, n.cfg.StagePartitions)
@@ -288,7 +289,7 @@ func (o *owner) open(opener *bus.Opener, d *bus.Delivery) {
 	for i, parts := range o.w.memory.keeper.Make(b) {
 		for _, part := range parts {
 			for _, t := range o.w.setup.pipe.Sinks[i].Targets {
-				job.parts[t] = append(job.parts[t], publisher.Part{Message: &d.Message, From: b, Batch: part})
+				job.due[t].parts = append(job.due[t].parts, publisher.Part{Message: &d.Message, From: b, Batch: part})
 			}
 		}
 	}
