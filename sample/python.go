@@ -10,12 +10,29 @@ import (
 // AppendTime appends a time, in µs since the Unix epoch, as Ceilometer prints
 // it: Python's isoformat in UTC, without a zone, and without a fraction where
 // that is 0.
-func AppendTime(dst []byte, us int64) []byte {
-	layout := "2006-01-02T15:04:05"
-	if us%1e6 != 0 {
-		layout = "2006-01-02T15:04:05.000000"
+func AppendTime(dst []byte, us int64) []byte { return AppendWall(dst, time.UnixMicro(us).UTC()) }
+
+// AppendWall is AppendTime of a time in its own zone.
+func AppendWall(dst []byte, at time.Time) []byte {
+	year, month, day := at.Date()
+	if year < 0 || year > 9999 {
+		return at.AppendFormat(dst, "2006-01-02T15:04:05.000000")
 	}
-	return time.UnixMicro(us).UTC().AppendFormat(dst, layout)
+	hour, minute, second := at.Clock()
+	two := func(before byte, v int) { dst = append(dst, before, byte('0'+v/10), byte('0'+v%10)) }
+	dst = append(dst, byte('0'+year/1000), byte('0'+year/100%10), byte('0'+year/10%10), byte('0'+year%10))
+	two('-', int(month))
+	two('-', day)
+	two('T', hour)
+	two(':', minute)
+	two(':', second)
+	us := at.Nanosecond() / 1000
+	if us == 0 {
+		return dst
+	}
+	two('.', us/10_000)
+	dst = append(dst, byte('0'+us/1000%10), byte('0'+us/100%10), byte('0'+us/10%10), byte('0'+us%10))
+	return dst
 }
 
 const hexDigits = "0123456789abcdef"

@@ -45,7 +45,9 @@ type Result struct {
 	Warnings []string // what was left out as Ceilometer does, and why
 	Unsigned int      // polled samples whose signature is not right
 
-	id sample.BatchID
+	id      sample.BatchID
+	cells   []cell // what Batch works with
+	columns []int  // the last row of each
 }
 
 // Convert reads and converts a message. The error is about one that is no
@@ -69,7 +71,7 @@ func (c *Converter) ConvertValue(v *value.Value) (*Result, error) {
 
 func (c *Converter) convert(n *notification.Notification) *Result {
 	r := &c.out
-	*r = Result{Samples: r.Samples[:0], Errors: r.Errors[:0], Warnings: r.Warnings[:0]}
+	*r = Result{Samples: r.Samples[:0], Errors: r.Errors[:0], Warnings: r.Warnings[:0], cells: r.cells, columns: r.columns}
 	if c.d.make {
 		made := c.meters.Convert(n)
 		for i := range made.Samples {
@@ -171,8 +173,7 @@ func (r *Result) sampleID(n int) string {
 func (r *Result) Batch(node string) (b *sample.Batch, refused int) {
 	n := len(r.Samples)
 	b = &sample.Batch{ID: r.id, Node: node, Meters: make([]sample.MeterRef, 0, min(n, 8)), Columns: make([]sample.Column, 0, min(n, 8))}
-	cells := make([]cell, 0, n)
-	columns := make([]int, 0, 8) // the last row of each
+	cells, columns := r.cells[:0], r.columns[:0]
 	var row *meters.Row
 	for i := range r.Samples {
 		s := &r.Samples[i]
@@ -204,6 +205,7 @@ func (r *Result) Batch(node string) (b *sample.Batch, refused int) {
 	if len(cells) == 0 {
 		return nil, refused
 	}
+	r.cells, r.columns = cells, columns
 	slices.SortStableFunc(cells, func(a, b cell) int { return cmp.Compare(a.column, b.column) })
 	size := (len(b.Rows) + 7) / 8
 	bitmaps, values := make([]byte, size*len(columns)), make([]uint64, len(cells))
@@ -246,7 +248,8 @@ func stamp(r *meters.Row) string {
 	if r.Stamp != "" {
 		return r.Stamp
 	}
-	return string(value.AppendISO(nil, r.Time))
+	var text [40]byte
+	return string(value.AppendISO(text[:0], r.Time))
 }
 
 // cell is a sample in a batch.
@@ -280,6 +283,7 @@ func (r *Result) sampleIDs(cells []cell) []string {
 	const size = 36 // of a UUID
 	ids := make([]string, len(cells))
 	var shared strings.Builder
+	var text [size]byte
 	for i := range cells {
 		if s := &r.Samples[cells[i].sample]; s.ID != nil {
 			ids[i] = s.ID.Str()
@@ -287,7 +291,7 @@ func (r *Result) sampleIDs(cells []cell) []string {
 		}
 		shared.Grow(size * (len(cells) - i))
 		start := shared.Len()
-		shared.WriteString(r.id.Sample(cells[i].sample).String())
+		shared.Write(r.id.Sample(cells[i].sample).Append(text[:0]))
 		ids[i] = shared.String()[start:]
 	}
 	return ids

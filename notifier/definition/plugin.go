@@ -113,17 +113,19 @@ func (r *Reader) split(n *yaml.Node, what string, parameters map[string]*yaml.No
 func (s *split) values(ms []jsonpath.Match, _ *Warnings) ([]*value.Value, error) {
 	out := make([]*value.Value, len(ms))
 	for i, m := range ms {
-		limit := -1
-		if s.most >= 0 {
-			limit = s.most + 1
+		text, at := m.Str(), s.segment
+		if at < 0 { // from the last
+			splits := strings.Count(text, s.separator)
+			if s.most >= 0 {
+				splits = min(splits, s.most)
+			}
+			at += splits + 1
 		}
-		pieces := strings.SplitN(m.Str(), s.separator, limit)
-		at := s.segment
 		if at < 0 {
-			at += len(pieces)
+			continue
 		}
-		if at >= 0 && at < len(pieces) {
-			v := value.Of(pieces[at])
+		if piece, ok := value.Piece(text, s.separator, at, s.most); ok {
+			v := value.Of(piece)
 			out[i] = &v
 		}
 	}

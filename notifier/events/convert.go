@@ -22,6 +22,7 @@ type Converter struct {
 	set      *Set
 	cache    definition.Cache[*event]
 	warnings []string
+	traits   []sample.Trait // of an event that is being made
 }
 
 // NewConverter returns a converter for a set.
@@ -46,10 +47,8 @@ func (c *Converter) Convert(n *notification.Notification) (*sample.Event, error)
 	if err != nil {
 		return nil, err
 	}
-	e := &sample.Event{
-		ID: n.ID, Type: n.EventType, Generated: when.UnixMicro(),
-		Traits: make([]sample.Trait, 0, len(d.traits)),
-	}
+	e := &sample.Event{ID: n.ID, Type: n.EventType, Generated: when.UnixMicro()}
+	traits := c.traits[:0]
 	var errs []error
 	for i := range d.traits {
 		t, ok, err := c.trait(&d.traits[i], n)
@@ -57,9 +56,11 @@ func (c *Converter) Convert(n *notification.Notification) (*sample.Event, error)
 		case err != nil:
 			errs = append(errs, fmt.Errorf("%s: trait %s: %w", d.where, d.traits[i].name, err))
 		case ok:
-			e.Traits = append(e.Traits, t)
+			traits = append(traits, t)
 		}
 	}
+	e.Traits = append(make([]sample.Trait, 0, len(traits)), traits...)
+	c.traits = traits
 	if slices.Contains(c.set.opt.StoreRaw, n.Priority) {
 		e.Raw = n.Message.AppendJSON(nil)
 	}

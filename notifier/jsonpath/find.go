@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/kvmeter/kvmeter/notifier/pattern"
 	"github.com/kvmeter/kvmeter/notifier/value"
@@ -38,7 +37,8 @@ var errSteps = errors.New("the path matches too much of this message")
 func (e *eval) down(from match, v *value.Value, step string) match {
 	m := match{v: v, step: step, exact: true}
 	if e.keep {
-		m.up = &from
+		up := from // so that nothing is allocated where places are not kept
+		m.up = &up
 	}
 	return m
 }
@@ -410,15 +410,11 @@ func (s *split) find(_ *eval, in match, out []match) []match {
 	if in.v.Kind != value.Text {
 		return out
 	}
-	limit := -1
-	if s.most >= 0 {
-		limit = s.most + 1
-	}
-	pieces := strings.SplitN(in.v.Text, s.separator, limit)
-	if s.nth >= len(pieces) {
+	piece, ok := value.Piece(in.v.Text, s.separator, s.nth, s.most)
+	if !ok {
 		return out
 	}
-	v := value.Of(pieces[s.nth])
+	v := value.Of(piece)
 	return append(out, match{v: &v})
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 // ErrTime is wrapped by the errors of [ParseTime].
@@ -131,9 +133,9 @@ func (p *timeReader) zone() *time.Location {
 // AppendISO appends a time as Python's isoformat does: with its zone's offset,
 // without a fraction where that is 0.
 func AppendISO(dst []byte, at time.Time) []byte {
-	layout := "2006-01-02T15:04:05-07:00"
-	if at.Nanosecond() != 0 {
-		layout = "2006-01-02T15:04:05.000000-07:00"
+	dst = sample.AppendWall(dst, at)
+	if _, offset := at.Zone(); offset != 0 {
+		return at.AppendFormat(dst, "-07:00")
 	}
-	return at.AppendFormat(dst, layout)
+	return append(dst, "+00:00"...)
 }

@@ -40,6 +40,25 @@ type Value struct {
 // Of returns a text.
 func Of(s string) Value { return Value{Kind: Text, Text: s} }
 
+// Piece returns the nth piece of a text that is split at a separator, at most so many
+// times; most < 0: at each. ok is false where there are fewer pieces.
+func Piece(text, separator string, nth, most int) (piece string, ok bool) {
+	for ; ; nth-- {
+		before, after, found := text, "", false
+		if most != 0 {
+			before, after, found = strings.Cut(text, separator)
+		}
+		if nth == 0 {
+			return before, true
+		}
+		if !found {
+			return "", false
+		}
+		text = after
+		most--
+	}
+}
+
 // Field returns the member of an object, or nil.
 func (v *Value) Field(name string) *Value {
 	if v.Kind != Object {

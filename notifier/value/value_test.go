@@ -194,3 +194,21 @@ func FuzzParseTime(f *testing.F) {
 		}
 	})
 }
+
+func TestPieceIsThatOfSplitN(t *testing.T) {
+	for _, text := range []string{"", "a", "a.b.c", ".", "..", "a..b", "a.b."} {
+		for most := -1; most < 4; most++ {
+			limit := -1
+			if most >= 0 {
+				limit = most + 1
+			}
+			all := strings.SplitN(text, ".", limit)
+			for nth := range 6 {
+				got, ok := Piece(text, ".", nth, most)
+				if ok != (nth < len(all)) || ok && got != all[nth] {
+					t.Errorf("piece %d of %q, split at most %d times: %q, %v, want that of %q", nth, text, most, got, ok, all)
+				}
+			}
+		}
+	}
+}
