@@ -55,6 +55,8 @@ type Notifier struct {
 	setup     *setup
 	memory    *memory // of what sinks that look back remember, unless partitions keep it
 	scatterer scatterer
+
+	balanceEvery time.Duration
 }
 
 // New reads the pipeline and opens its publishers. Whatever error it returns
@@ -63,7 +65,7 @@ func New(cfg Config, d Deps) (*Notifier, error) {
 	if d.Keys == nil {
 		d.Keys = sample.Keys{}
 	}
-	n := &Notifier{cfg: cfg, deps: d, log: d.Log, m: newMetrics()}
+	n := &Notifier{cfg: cfg, deps: d, log: d.Log, m: newMetrics(), balanceEvery: balanceEvery}
 	n.refusals = d.Log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(c, time.Minute, 10, 1000)
 	}))

@@ -109,33 +109,49 @@ func (o *owners) run(ctx context.Context) error {
 }
 
 // balance gives up partitions while this notifier owns more than its share, and
-// renews snapshots.
+// renews snapshots. RabbitMQ gives a partition to who has waited for it longest. So
+// that it is not somebody who has its share already, who then gives it up as well,
+// those who have that wait anew whenever something has changed, and so behind those
+// who have not; only when all have had the time to do so, what is too much is given
+// up.
 func (o *owners) balance(ctx context.Context) {
+	every := o.n.balanceEvery
+	owns, notifiers := 0, 0
+	var since time.Time // when these changed last
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(balanceEvery/2 + rand.N(balanceEvery)):
+		case <-time.After(every/2 + rand.N(every)):
 		}
-		var owned []*owner
+		var owned, others []*owner
 		for _, one := range o.all {
 			if one.refresh(ctx) {
 				owned = append(owned, one)
+			} else {
+				others = append(others, one)
 			}
 		}
-		if len(owned) < 2 {
-			continue
-		}
-		notifiers, err := o.n.deps.Counter.Consumers(ctx, bus.NotifiersQueue)
+		n, err := o.n.deps.Counter.Consumers(ctx, bus.NotifiersQueue)
 		if err != nil {
 			o.n.log.Debug("how many notifiers there are is not known", zap.Error(err))
 			continue
 		}
-		share := (len(o.all) + notifiers - 1) / max(1, notifiers)
-		rand.Shuffle(len(owned), func(i, j int) { owned[i], owned[j] = owned[j], owned[i] })
-		for _, one := range owned[:max(0, len(owned)-share)] {
-			one.log.Info("giving up a partition, for others to have their share", zap.Int("owned", len(owned)), zap.Int("share", share))
-			one.giveUp()
+		share := (len(o.all) + n - 1) / max(1, n)
+		switch {
+		case len(owned) != owns || n != notifiers:
+			owns, notifiers, since = len(owned), n, time.Now()
+			if len(owned) >= share {
+				for _, one := range others {
+					one.giveUp()
+				}
+			}
+		case len(owned) > share && time.Since(since) > 3*every/2:
+			rand.Shuffle(len(owned), func(i, j int) { owned[i], owned[j] = owned[j], owned[i] })
+			for _, one := range owned[share:] {
+				one.log.Info("giving up a partition, for others to have their share", zap.Int("owned", len(owned)), zap.Int("share", share))
+				one.giveUp()
+			}
 		}
 	}
 }
@@ -178,11 +194,13 @@ func (o *owner) run(ctx context.Context) error {
 	return nil
 }
 
-// giveUp ends consuming; another notifier is next.
+// giveUp ends consuming, or waiting for that; another notifier is next.
 func (o *owner) giveUp() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.stop()
+	if o.stop != nil {
+		o.stop()
+	}
 }
 
 // letGo closes the records, if they are those; nil: whichever they are.
