@@ -118,6 +118,7 @@ type nic struct {
 	macvtap bool // as [collectors.NIC.Macvtap]
 	index   int  // of the host's interface; 0: it has none now
 	lost    bool // the index was not there at the last reading
+	absent  int  // how often it was looked for, and never found: its network namespace is another
 	libvirt standby
 	row     sample.Row
 	block   *state.Block
@@ -211,11 +212,18 @@ func (d *domain) define(now time.Time, def *collectors.Definition, source, host 
 		// A NIC is (interface index, its creation). The kernel tells no time of
 		// creation; the process that made the tap stands for it.
 		inc := sample.IncarnationOf("nic", own, strconv.Itoa(i))
-		next := nic{device: n.Device, macvtap: n.Macvtap, index: i}
+		next := nic{device: n.Device, macvtap: n.Macvtap, index: i, absent: 1}
 		for _, old := range d.nics {
-			if old.device == n.Device && old.index == i {
+			switch {
+			case old.device == n.Device && old.index == i:
 				next = old
+				next.absent++
+			case old.device == n.Device:
+				next.absent = 0
 			}
+		}
+		if i != 0 {
+			next.absent = 0
 		}
 		if next.block == nil {
 			next.block = d.kept.Block(d.owner, state.KeyOf("nic", n.Device, strconv.Itoa(i)), state.Words[keptNIC]())
@@ -287,7 +295,7 @@ func (k *disk) in(disks []disk) int {
 // it was not there at the last reading, and may have been made anew.
 func (d *domain) lostNIC(now time.Time) bool {
 	for i := range d.nics {
-		if d.nics[i].lost || d.nics[i].index == 0 && now.Sub(d.defined) >= retryTaps {
+		if k := &d.nics[i]; k.lost || k.index == 0 && (k.absent == 1 || now.Sub(d.defined) >= retryTaps) {
 			return true
 		}
 	}

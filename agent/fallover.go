@@ -127,7 +127,7 @@ func (a *Agent) pollLibvirt(ctx context.Context) bool {
 		for i := range d.nics {
 			k := &d.nics[i]
 			n := slices.IndexFunc(s.NICs, func(n collectors.NICStats) bool { return n.Device == k.device })
-			if n < 0 || k.libvirt.counts == 0 || k.index == 0 || k.lost {
+			if n < 0 || k.libvirt.counts == 0 || k.index == 0 && k.absent == 0 || k.lost {
 				continue
 			}
 			k.libvirt.at, k.sent = now, base

@@ -174,6 +174,34 @@ func TestLibvirtStandsInForProcessesThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// TestLibvirtStandsInForANICThatIsNotOnTheHost: its tap is in a container's network
+// namespace, say. What nobody counts is a gap.
+func TestLibvirtStandsInForANICThatIsNotOnTheHost(t *testing.T) {
+	w := newWorld(t, 1, func(w *world) { w.guests.defs[guestUUID(1)].NICs[0].Device = "in-a-container" })
+	task := w.task(false)
+	stats := w.agreeing(1)
+	stats.NICs[0].Device = "in-a-container"
+	w.guests.stats[guestUUID(1)] = stats
+	_, gaps := w.poll(task)
+	if len(gaps) != 1 || gaps[0].Resource != "nic1" || gaps[0].Meter != "*" || !strings.Contains(gaps[0].Reason, "no interface in-a-container") {
+		t.Errorf("gaps %+v, want one of the NIC", gaps)
+	}
+	if got := w.stood(); got != nil {
+		t.Errorf("libvirt stands in before the interface was looked for twice: %v", got)
+	}
+	_, gaps = w.poll(task)
+	if len(gaps) != 0 {
+		t.Errorf("gaps %+v of what libvirt counts", gaps)
+	}
+	if got := w.stood(); !slices.Equal(got, []string{"nic1 network.incoming.bytes 20", "nic1 network.outgoing.packets 1"}) {
+		t.Errorf("libvirt sent %v", got)
+	}
+	w.guests.err = errors.New("away")
+	if _, gaps = w.poll(task); len(gaps) == 0 || gaps[0].Resource != "nic1" {
+		t.Errorf("gaps %+v, want one of the NIC", gaps)
+	}
+}
+
 func TestLibvirtStandsInForLinkStatistics(t *testing.T) {
 	w := newWorld(t, 1, nil)
 	task := w.task(false)

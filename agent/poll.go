@@ -243,7 +243,10 @@ func (a *Agent) emitVCPUs(t *task, d *domain, base int64) {
 // once; nothing is missing from then on.
 func (a *Agent) emitNIC(t *task, d *domain, k *nic, base int64) {
 	hooked := t.hooked(k.id, k.short)
-	byLibvirt := a.libvirtCounts(d, &k.libvirt, k.fault != "", a.billing.nicLibvirt, a.billing.nicFirst)
+	// That it was not found once may be a mistake, and to count on under another
+	// incarnation would be one.
+	failed := k.fault != "" && k.absent != 1
+	byLibvirt := a.libvirtCounts(d, &k.libvirt, failed, a.billing.nicLibvirt, a.billing.nicFirst)
 	switch {
 	case t.nic == 0 && hooked == 0 && !t.deltas && len(t.nicChanges) == 0:
 	case k.fault != "":
@@ -409,7 +412,7 @@ func (a *Agent) devices(d *domain) []device {
 	}
 	var all []device
 	for i := range d.nics {
-		if k := &d.nics[i]; nics && k.index != 0 && !k.lost {
+		if k := &d.nics[i]; nics && (k.index != 0 && !k.lost || k.absent > 0) {
 			all = append(all, device{k.row.Resource, k.sent})
 		}
 	}
@@ -624,7 +627,9 @@ func (a *Agent) readLinks(ctx context.Context) error {
 	for _, d := range a.order {
 		for i := range d.nics {
 			k := &d.nics[i]
-			k.fault = fault
+			if k.fault = fault; k.absent > 0 {
+				k.fault = "the host has no interface " + k.device + "; it may be in another network namespace"
+			}
 			if err != nil || k.index == 0 {
 				continue
 			}
