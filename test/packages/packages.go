@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,7 +22,7 @@ import (
 var scenario []byte
 
 // Build builds the packages of two versions below dir, beside the script that
-// tries them.
+// tries them and the page that it follows.
 func Build(ctx context.Context, dir string) error {
 	for _, version := range []string{"1", "2"} {
 		cmd := exec.CommandContext(ctx, "../../packaging/build.sh", filepath.Join(dir, version), "amd64")
@@ -30,7 +31,11 @@ func Build(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(dir, "scenario.sh"), scenario, 0o755)
+	page, err := os.ReadFile("../../docs/install.md")
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(dir, "install.md"), page, 0o644), os.WriteFile(filepath.Join(dir, "scenario.sh"), scenario, 0o755))
 }
 
 // guestPackages are what the guest has beside the least that Debian is: an init,
@@ -88,24 +93,19 @@ func initrd(ctx context.Context, dir, kernel string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for name, path := range modules(program, files) {
+	for _, path := range append(files, program) {
 		content, err := os.ReadFile(path)
 		if err != nil {
 			return "", err
+		}
+		name := "init"
+		if path != program {
+			name = "m/" + filepath.Base(path)
 		}
 		a.File(name, 0o755, content)
 	}
 	path := filepath.Join(dir, "initrd")
 	return path, os.WriteFile(path, a.Bytes(), 0o600)
-}
-
-// modules returns the files of the initrd.
-func modules(program string, kernel []string) map[string]string {
-	files := map[string]string{"init": program}
-	for _, f := range kernel {
-		files["m/"+filepath.Base(f)] = f
-	}
-	return files
 }
 
 // Boot runs the script of dir in a guest under emulation, and copies what it says
@@ -146,13 +146,17 @@ func Boot(ctx context.Context, log *zap.Logger, dir string, out io.Writer) error
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-machine", "q35,accel=tcg", "-cpu", "max,-la57,-avx,-avx2", "-m", "1024", "-display", "none", "-nodefaults", "-no-reboot",
 		"-kernel", filepath.Join(kernel, "vmlinuz"), "-initrd", first,
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off systemd.show_status=false",
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off systemd.show_status=false systemd.mask=serial-getty@ttyS0.service",
 		"-drive", "if=virtio,snapshot=on,format=raw,file="+disk, "-drive", "if=virtio,readonly=on,format=raw,file="+second, "-serial", "stdio")
 	qemu.Stdout, qemu.Stderr = out, out
-	return qemu.Run()
+	if err := qemu.Run(); err != nil {
+		return err
+	}
+	log.Info("the guest ended", zap.Duration("cpu", qemu.ProcessState.UserTime()+qemu.ProcessState.SystemTime()))
+	return nil
 }
 
-// archive writes the packages and the script of dir to a tar file.
+// archive writes the packages, the script and the page of dir to a tar file.
 func archive(path, dir string) error {
 	files, err := filepath.Glob(filepath.Join(dir, "?", "*.deb"))
 	if err != nil {
@@ -164,7 +168,7 @@ func archive(path, dir string) error {
 	}
 	defer func() { _ = f.Close() }()
 	w := tar.NewWriter(f)
-	for _, file := range append(files, filepath.Join(dir, "scenario.sh")) {
+	for _, file := range append(files, filepath.Join(dir, "scenario.sh"), filepath.Join(dir, "install.md")) {
 		content, err := os.ReadFile(file)
 		if err != nil {
 			return err

@@ -38,17 +38,11 @@ func root(t *testing.T) string {
 			t.Error(err)
 		}
 	})
-	for _, kind := range []string{"proc", "dev"} {
-		at := filepath.Join(root, kind)
-		var err error
-		if kind == "proc" {
-			err = unix.Mount(kind, at, kind, 0, "")
-		} else {
-			err = unix.Mount("/dev", at, "", unix.MS_BIND, "")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	if err := unix.Mount("proc", filepath.Join(root, "proc"), "proc", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("/dev", filepath.Join(root, "dev"), "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
 	}
 	for _, name := range []string{"etc/kvmeter", "var/lib/kvmeter", "run/kvmeter", "run/systemd"} {
 		if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
@@ -64,7 +58,11 @@ func build(t *testing.T) string {
 		t.Skip("packages are installed by root")
 	}
 	dir := t.TempDir()
-	if err := Build(t.Context(), dir); err != nil {
+	err := Build(t.Context(), dir)
+	if err != nil && strings.Contains(err.Error(), `: Get "https://`) {
+		t.Skipf("nfpm, which makes packages, can't be fetched: %v", err)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	return dir
