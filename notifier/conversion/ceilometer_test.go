@@ -22,7 +22,6 @@ var better = map[string]string{
 	"volume {'a': 1}":              "a volume that is an object costs its sample only, with an error",
 	"multi volume const":           "a constant holds for each of several samples",
 	"multi volume const in lookup": "a constant holds for each of several samples",
-	"multi timedelta":              "a plugin that gives one value is refused beside lookup when it is loaded",
 	"trait int f":                  "a trait that can't be converted costs itself only",
 	"trait int bad":                "a trait that can't be converted costs itself only",
 	"trait int list":               "a trait that can't be converted costs itself only",

@@ -125,8 +125,14 @@ func (f *Field) First(message *value.Value, w *Warnings) (*value.Value, error) {
 	return vs[0], nil
 }
 
+// ErrOneValue is what [Field.All] returns where there can be one value only.
+var ErrOneValue = errors.New("this plugin gives one value, but lookup makes several samples; only split can be used here")
+
 // All returns all values, null among them.
 func (f *Field) All(message *value.Value, w *Warnings) ([]*value.Value, error) {
+	if !f.Multiple() {
+		return nil, ErrOneValue
+	}
 	if f.plugin != nil {
 		return f.computed(message, true, w)
 	}

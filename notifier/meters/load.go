@@ -149,7 +149,8 @@ type loader struct {
 	names    map[string]string // of the definitions so far, and where they are
 	rows     map[string]*row
 	metadata map[string]*metadata
-	fatal    []definition.Finding
+	start    int                  // findings before the definition at hand
+	fatal    []definition.Finding // about what Ceilometer does not start with
 }
 
 func (l *loader) file(f File) error {
@@ -215,9 +216,9 @@ func (l *loader) definition(n *yaml.Node) {
 		l.r.Warn(n, "%s: is defined at %s, which counts (in a file the last definition of a name, among files the first); this one is skipped: join the event types in one definition", name, first)
 		return
 	}
-	before := len(l.r.Findings)
+	l.start = len(l.r.Findings)
 	m := l.meter(name, n, keys)
-	if l.r.FailedSince(before) {
+	if l.r.FailedSince(l.start) {
 		return
 	}
 	l.names[name] = m.where
@@ -284,7 +285,7 @@ func (l *loader) meter(name string, n *yaml.Node, keys map[string]*yaml.Node) *m
 		"name": m.name.field, "unit": m.unit.field, "type": m.kind.field,
 	} {
 		if f != nil && !f.Multiple() {
-			l.r.Fail(keys[key], "%s: this plugin gives one value, but lookup makes several samples; only split can be used here", what(key))
+			l.r.Warn(keys[key], "%s: this fails on each notification: %v", what(key), definition.ErrOneValue)
 		}
 	}
 	return m
@@ -354,9 +355,11 @@ func (l *loader) metadataOf(name string, keys map[string]*yaml.Node) *metadata {
 		return m
 	}
 	if n.Kind != yaml.MappingNode {
-		before := len(l.r.Findings)
+		before, attributes := len(l.r.Findings), !l.r.FailedSince(l.start) // of which one with an error costs the definition only
 		l.r.Fail(n, "%s: metadata: it is a mapping of keys to paths; leave the key out to have the whole payload", name)
-		l.refuse(before)
+		if attributes {
+			l.refuse(before)
+		}
 		return m
 	}
 	for _, p := range l.r.Pairs(n) {

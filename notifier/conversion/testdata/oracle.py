@@ -2,18 +2,21 @@
 
 A case is {kind: meter or event, definitions: text, options: [group.option=value],
 inputs: [notification]}, its answer {refused: bool, answers: [{failed, samples,
-event}]}: samples are those that would be published.
+event}]}: samples are those that would be published. The inputs of a sample
+pipeline and an event pipeline are names, the answers {name, takes, publishers}: the names that a pipeline takes, and for how many publishers.
 """
 import json
 import logging
 import os
 import sys
 import tempfile
+import types
 
 from ceilometer import sample as sample_util
 from ceilometer import service
 from ceilometer.event import converter
 from ceilometer.meter import notifications
+from ceilometer.pipeline import event as event_pipeline
 from ceilometer.pipeline import sample as pipeline
 from stevedore import extension
 
@@ -63,6 +66,24 @@ def events(conf, file, inputs):
             yield {"failed": True, "why": repr(why)}
 
 
+def pipelines(conf, option, manager, file, names):
+    conf.set_override(option, file)
+    for p in manager(conf).pipelines:
+        takes = [n for n in names if p.supported(types.SimpleNamespace(name=n, event_type=n))]
+        yield {"name": p.name, "takes": takes, "publishers": len(set(map(id, p.publishers)))}
+
+
+def sample_pipelines(conf, file, names):
+    return pipelines(conf, "pipeline_cfg_file", pipeline.SamplePipelineManager, file, names)
+
+
+def event_pipelines(conf, file, names):
+    return pipelines(conf, "event_pipeline_cfg_file", event_pipeline.EventPipelineManager, file, names)
+
+
+KINDS = {"meter": meters, "event": events, "sample pipeline": sample_pipelines, "event pipeline": event_pipelines}
+
+
 def answer(conf, case):
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "definitions.yaml")
@@ -70,7 +91,7 @@ def answer(conf, case):
             f.write(case["definitions"])
         try:
             prepare(conf, case["options"])
-            return {"answers": list({"meter": meters, "event": events}[case["kind"]](conf, file, case["inputs"]))}
+            return {"answers": list(KINDS[case["kind"]](conf, file, case["inputs"]))}
         except Exception as why:
             return {"refused": True, "why": repr(why)}
 
