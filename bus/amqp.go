@@ -84,8 +84,9 @@ func (c Config) At(urls ...string) Config {
 
 // AMQP is the bus over RabbitMQ. It connects when it is first used, makes what
 // is missing of the topology, and reconnects until it is closed. Publishing
-// has a connection of its own, so that a broker short of memory, which stops
-// reading from publishers, still takes acks. It is safe for concurrent use.
+// has connections of its own, so that a broker short of memory, which stops
+// reading from publishers, still takes acks: one for each queue, so that one which
+// takes nothing holds up nothing else. It is safe for concurrent use.
 type AMQP struct {
 	cfg   Config
 	name  string
@@ -100,13 +101,14 @@ type AMQP struct {
 	confirmWithin, answerWithin time.Duration
 	silences                    *prometheus.CounterVec
 
-	trouble *complaint     // about the connections
-	full    *complaint     // about a broker that takes nothing
-	out     chan *outgoing // taken by the publishing connection, while there is one
-	start   sync.Once      // of the publishing connection
+	trouble *complaint           // about the connections
+	queues  map[[2]string]string // by exchange and routing key
 	ctx     context.Context
 	close   context.CancelFunc
 	running sync.WaitGroup
+
+	mu    sync.Mutex
+	lanes map[string]*lane // by queue
 }
 
 // NewAMQP returns a bus that is not connected yet. name is shown in
@@ -119,9 +121,12 @@ func NewAMQP(cfg Config, name string, log *zap.Logger) (*AMQP, error) {
 	}
 	a := &AMQP{
 		cfg: cfg, name: name, log: log,
-		retry: backoff{min: 200 * time.Millisecond, max: 15 * time.Second},
-		out:   make(chan *outgoing), confirmWithin: confirmWithin,
-		answerWithin: answerWithin, silences: newSilences(),
+		retry:         backoff{min: 200 * time.Millisecond, max: 15 * time.Second},
+		confirmWithin: confirmWithin, answerWithin: answerWithin, silences: newSilences(),
+		queues: map[[2]string]string{}, lanes: map[string]*lane{},
+	}
+	for _, b := range bindings(cfg.Partitions, cfg.Stages) {
+		a.queues[[2]string{b.exchange, b.key}] = b.queue
 	}
 	for _, url := range urls {
 		n, err := newNode(url)
@@ -146,7 +151,7 @@ func NewAMQP(cfg Config, name string, log *zap.Logger) (*AMQP, error) {
 		return nil, fmt.Errorf("topology %q is not known: %s and %s are", cfg.Topology, TopologyDeclare, TopologyCheck)
 	}
 	a.declare = a.topology
-	a.trouble, a.full = newComplaint(log), newComplaint(log)
+	a.trouble = newComplaint(log)
 	a.ctx, a.close = context.WithCancel(context.Background())
 	return a, nil
 }
@@ -170,7 +175,7 @@ func (a *AMQP) topology(conn *amqp.Connection) error {
 	return onChannel(conn, func(ch *amqp.Channel) error { return declare(ch, a.cfg.Partitions, a.cfg.Stages) })
 }
 
-// Close ends the publishing connection. Consumers end with their contexts.
+// Close ends the publishing connections. Consumers end with their contexts.
 func (a *AMQP) Close() {
 	a.close()
 	a.running.Wait()

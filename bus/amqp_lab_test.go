@@ -544,6 +544,7 @@ func leaderless(t *testing.T, r *lab.Rabbit) {
 	m.RoutingKey = "store.1"
 	sent := make(chan error, 1)
 	go func() { sent <- b.Publish(ctx, m) }()
+	publish(t, b, message("of another queue"))() // is not held up
 	remedy := ""
 	for _, what := range []string{"no messages can be had; trying again", "what was sent is not confirmed; waiting"} {
 		eventually(t, "it says: "+what, func() bool {

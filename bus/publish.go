@@ -9,6 +9,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/sample/failpoint"
 )
@@ -43,8 +44,15 @@ var (
 type outgoing struct {
 	exchange, key string
 	msg           amqp.Publishing
+	lane          *lane
 	returned      bool
 	done          chan error // holds one
+}
+
+// lane is the way to a queue.
+type lane struct {
+	in   chan *outgoing // taken by its connection, while there is one
+	full *complaint     // about a queue that takes nothing
 }
 
 // Publish implements [Publisher].
@@ -69,18 +77,13 @@ func (a *AMQP) Publish(ctx context.Context, ms ...Message) error {
 
 // publish sends messages until all are confirmed.
 func (a *AMQP) publish(ctx context.Context, out []*outgoing) error {
-	a.start.Do(func() {
-		a.running.Add(1)
-		go func() {
-			defer a.running.Done()
-			a.publishing()
-		}()
-	})
 	retry := a.retry
 	for {
 		again, err := a.send(ctx, out)
 		if err == nil && len(again) == 0 {
-			a.full.over("RabbitMQ takes messages again")
+			for _, p := range out {
+				p.lane.full.over("RabbitMQ takes messages again")
+			}
 		}
 		if err != nil || len(again) == 0 {
 			return err
@@ -92,12 +95,27 @@ func (a *AMQP) publish(ctx context.Context, out []*outgoing) error {
 	}
 }
 
+// lane returns the way to the queue of a message, whose connection it begins.
+func (a *AMQP) lane(p *outgoing) *lane {
+	queue := a.taker(p)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w := a.lanes[queue]
+	if w == nil {
+		w = &lane{in: make(chan *outgoing), full: newComplaint(a.log.With(zap.String("queue", queue)))}
+		a.lanes[queue] = w
+		a.running.Go(func() { a.publishing(w) })
+	}
+	return w
+}
+
 // send sends each message once and returns those that were not confirmed.
 func (a *AMQP) send(ctx context.Context, out []*outgoing) (again []*outgoing, err error) {
 	sent := 0
 	for _, p := range out {
+		p.lane = a.lane(p)
 		select {
-		case a.out <- p:
+		case p.lane.in <- p:
 			sent++
 			continue
 		case <-ctx.Done():
@@ -114,7 +132,7 @@ func (a *AMQP) send(ctx context.Context, out []*outgoing) (again []*outgoing, er
 			case result == nil:
 			case errors.Is(result, errLost), errors.Is(result, errNacked):
 				if errors.Is(result, errNacked) {
-					a.full.say("RabbitMQ refuses messages; they are sent again", result)
+					p.lane.full.say("RabbitMQ refuses messages; they are sent again", result)
 				}
 				again = append(again, p)
 			default:
@@ -131,15 +149,15 @@ func (a *AMQP) unconfirmed(ctx context.Context) error {
 	return fmt.Errorf("publish: not confirmed by RabbitMQ at %s: %w", a.addr, ctx.Err())
 }
 
-// publishing keeps the publishing connection until the bus is closed.
-func (a *AMQP) publishing() {
+// publishing keeps a publishing connection until the bus is closed.
+func (a *AMQP) publishing(w *lane) {
 	retry := a.retry
 	for {
 		l := a.connect(a.ctx, &retry)
 		if l == nil {
 			return
 		}
-		confirmed, err := a.publishOver(l)
+		confirmed, err := a.publishOver(l, w)
 		l.close()
 		if a.ctx.Err() != nil {
 			return
@@ -157,7 +175,7 @@ func (a *AMQP) publishing() {
 // reports whether anything was confirmed. All is done by this goroutine: the
 // channels that the library feeds hold a window's worth, so that its reader
 // never waits for us, even while a broker short of memory keeps us writing.
-func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
+func (a *AMQP) publishOver(l *link, w *lane) (confirmed bool, err error) {
 	confirms := l.ch.NotifyPublish(make(chan amqp.Confirmation, window))
 	returns := l.ch.NotifyReturn(make(chan amqp.Return, window))
 	blocks := l.conn.NotifyBlocked(make(chan amqp.Blocking, window))
@@ -215,7 +233,7 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 	defer l.close()
 	defer context.AfterFunc(a.ctx, l.close)() // also ends a write that is stuck
 	for {
-		in := a.out
+		in := w.in
 		if blocked || len(pending) >= window {
 			in = nil
 		}
@@ -243,9 +261,9 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 			}
 		case b := <-blocks:
 			if blocked = b.Active; blocked {
-				a.full.say("RabbitMQ takes no messages for now; waiting", errors.New(b.Reason))
+				w.full.say("RabbitMQ takes no messages for now; waiting", errors.New(b.Reason))
 			} else {
-				a.full.over("RabbitMQ takes messages again")
+				w.full.over("RabbitMQ takes messages again")
 				since = time.Time{}
 			}
 		case <-look.C:
@@ -255,7 +273,7 @@ func (a *AMQP) publishOver(l *link) (confirmed bool, err error) {
 			}
 			if p := pending[next]; p != nil && quiet > a.answerWithin && !told {
 				told = true
-				a.full.say("what was sent is not confirmed; waiting", a.silence(l.node, a.taker(p)))
+				w.full.say("what was sent is not confirmed; waiting", a.silence(l.node, a.taker(p)))
 			}
 			if quiet > a.confirmWithin {
 				return confirmed, fmt.Errorf("RabbitMQ at %s has taken no message for %s: is the queue full, or has it lost the other nodes of its cluster?",

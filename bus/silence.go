@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -51,10 +52,5 @@ func (a *AMQP) taker(p *outgoing) string {
 	if p.exchange == DeadLetterExchange {
 		return DeadLetterQueue
 	}
-	for _, b := range bindings(a.cfg.Partitions, a.cfg.Stages) {
-		if b.exchange == p.exchange && b.key == p.key {
-			return b.queue
-		}
-	}
-	return p.key
+	return cmp.Or(a.queues[[2]string{p.exchange, p.key}], p.key)
 }
