@@ -90,6 +90,11 @@ test-fault: go ## real programs killed, cut off and out of disk, ROUNDS=60 times
 	@scripts/packages.sh "the faults" $(PACKAGES_LAB) rabbitmq-server
 	FAULT_ROUNDS=$(or $(ROUNDS),60) FAULT_SEED=$(or $(SEED),$$RANDOM) $(GO) test -tags lab -count=1 -v -timeout 60m $(EXEC) ./test/fault
 
+.PHONY: test-many
+test-many: go ## DOMAINS=100 real domains, one hangs, libvirtd is started again twice: whether all others are metered in time (root)
+	@scripts/packages.sh "the lab" $(PACKAGES_LAB)
+	KVMETER_LAB_DOMAINS=$(or $(DOMAINS),100) $(GO) test -tags lab -count=1 -v -timeout 20m $(EXEC) -run TestLabManyDomains ./agent
+
 .PHONY: test-race
 test-race: go ## unit tests under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./...

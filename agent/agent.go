@@ -38,6 +38,7 @@ type LinkReader interface {
 type guestSource interface {
 	Definitions() map[string]*collectors.Definition
 	Stopped() []*collectors.Definition
+	Last(uuid string) *collectors.Definition
 	Sizes(ctx context.Context, uuid, device string) (collectors.DiskStats, error)
 	Changes() <-chan struct{}
 	Pauses() <-chan libvirt.Pause

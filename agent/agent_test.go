@@ -123,6 +123,7 @@ type fakeGuests struct {
 	wanted  []string
 	changes chan struct{}
 	pauses  chan libvirt.Pause
+	last    map[string]*collectors.Definition
 
 	counted    int // how often Counters was called
 	counterErr error
@@ -141,6 +142,8 @@ func (f *fakeGuests) Stopped() []*collectors.Definition {
 	defer f.mu.Unlock()
 	return f.idle
 }
+
+func (f *fakeGuests) Last(uuid string) *collectors.Definition { return f.last[uuid] }
 
 func (f *fakeGuests) Sizes(_ context.Context, uuid, _ string) (collectors.DiskStats, error) {
 	f.mu.Lock()
@@ -826,6 +829,10 @@ func TestRunDeliversWhatIsLeft(t *testing.T) {
 	<-w.bus.got
 	<-w.bus.got
 	w.bus.set(true)
+	select {
+	case <-w.bus.got: // one that arrived
+	default:
+	}
 	<-w.bus.got
 	cancel()
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "not delivered") {

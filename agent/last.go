@@ -102,16 +102,6 @@ func (a *Agent) lastOfLateNICs(d *domain) {
 	a.flushLast(base)
 }
 
-// lastDefinition returns what libvirt says of a domain that has ended, or nil.
-func (a *Agent) lastDefinition(uuid string) *collectors.Definition {
-	for _, def := range a.guest.Stopped() {
-		if def.UUID == uuid {
-			return def
-		}
-	}
-	return nil
-}
-
 // lastOfNIC sends what the domain's NIC had counted, and reports whether it is
 // that one.
 func (a *Agent) lastOfNIC(d *domain, l rtnl.Removed, base int64) (found bool) {

@@ -327,6 +327,9 @@ func (a *Agent) settleEnds(now time.Time) (next time.Time) {
 	return next
 }
 
+// endedUnknown is why devices of a domain are missing from its begin to its end.
+const endedUnknown = "the domain ended before libvirt told of it: whose it was is not known, nor what went through its devices"
+
 // settleEnd accounts one end. done is false where something is still to come.
 func (a *Agent) settleEnd(p bpf.Proc, e *end, now time.Time) (done bool) {
 	late := now.Sub(e.since)
@@ -370,6 +373,9 @@ func (a *Agent) settleEnd(p bpf.Proc, e *end, now time.Time) (done bool) {
 		}
 	}
 	a.lastOfNICs(d)
+	if d.def == nil && a.guest != nil && now.Sub(d.found) < lostAfter { // else it is not libvirt's
+		a.lost([]device{{d.uuid, 0}}, d, now.UnixMicro(), endedUnknown)
+	}
 	a.account(d, lived)
 	a.lost(a.devices(d), d, time.Now().UnixMicro(), "the domain ended; what went through the device since its last sample is not counted")
 	a.state.Forget(d.owner)

@@ -457,7 +457,7 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	var def *collectors.Definition
 	if a.guest != nil && !d.replaced {
 		if def = a.guest.Definitions()[d.uuid]; def == nil && a.lives.ends[d.proc] != nil {
-			def = a.lastDefinition(d.uuid)
+			def = a.guest.Last(d.uuid)
 		}
 	}
 	var taps []string

@@ -5,6 +5,7 @@
 package libvirt
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -43,6 +44,7 @@ var (
 const (
 	syncEvery  = time.Minute // list of the active domains
 	trustXML   = time.Hour   // a definition without an event
+	keepFormer = time.Minute // a definition of a domain that is no more
 	debounce   = 50 * time.Millisecond
 	retryFirst = time.Second
 	retryLast  = 30 * time.Second
@@ -83,6 +85,7 @@ type Client struct {
 	synced bool  // the list was complete at least once on this connection
 	defs   map[string]entry
 	off    map[string]*collectors.Definition // of domains that do not run, by UUID; nil: its XML cannot be read
+	former map[string]former                 // of domains that were undefined a short time ago
 	dirty  map[string]bool                   // UUIDs to ask for
 	stuck  map[string]bool                   // UUIDs whose last Stats is not answered yet
 	slow   map[string]bool                   // UUIDs that libvirt is being asked for; true: nobody waits for the answer any more
@@ -98,6 +101,12 @@ type entry struct {
 	asked time.Time
 }
 
+// former is what was known of a domain when it was undefined.
+type former struct {
+	def *collectors.Definition
+	at  time.Time
+}
+
 // New returns a client; [Client.Run] connects it.
 func New(log *zap.Logger, opts Options) *Client {
 	if len(opts.Sockets) == 0 {
@@ -109,7 +118,7 @@ func New(log *zap.Logger, opts Options) *Client {
 	c := &Client{
 		log: log, opts: opts, err: ErrNotConnected, seed: maphash.MakeSeed(),
 		changes: make(chan struct{}, 1), kick: make(chan struct{}, 1), pauses: make(chan Pause, maxPauses),
-		defs: map[string]entry{}, off: map[string]*collectors.Definition{}, dirty: map[string]bool{}, stuck: map[string]bool{}, slow: map[string]bool{},
+		defs: map[string]entry{}, off: map[string]*collectors.Definition{}, former: map[string]former{}, dirty: map[string]bool{}, stuck: map[string]bool{}, slow: map[string]bool{},
 	}
 	c.list.Store(&map[string]*collectors.Definition{})
 	c.idle.Store(&[]*collectors.Definition{})
@@ -124,6 +133,30 @@ func (c *Client) Definitions() map[string]*collectors.Definition { return *c.lis
 // Stopped returns what is known of the domains that do not run, by UUID. The list
 // is never changed; another call may return another one.
 func (c *Client) Stopped() []*collectors.Definition { return *c.idle.Load() }
+
+// Last returns what was known last of a domain: also of one that was undefined
+// within the last minute. It returns nil if that is nothing.
+func (c *Client) Last(uuid string) *collectors.Definition {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last(uuid)
+}
+
+func (c *Client) last(uuid string) *collectors.Definition {
+	return cmp.Or(c.defs[uuid].def, c.off[uuid], c.former[uuid].def)
+}
+
+// undefined keeps what was known of a domain for a while: it may have ended just
+// now.
+func (c *Client) undefined(uuid string) {
+	now := time.Now()
+	maps.DeleteFunc(c.former, func(_ string, f former) bool { return now.Sub(f.at) > keepFormer })
+	if def := c.last(uuid); def != nil {
+		c.former[uuid] = former{def, now}
+	}
+	delete(c.defs, uuid)
+	delete(c.off, uuid)
+}
 
 // Changes receives when there is something new in Definitions, or libvirt came
 // or went.
@@ -309,7 +342,7 @@ func (c *Client) syncAll(ctx context.Context, k *link) error {
 	}
 	for uuid := range c.defs {
 		if !active[uuid] {
-			delete(c.defs, uuid)
+			c.undefined(uuid)
 		}
 	}
 	inactive := make(map[string]bool, len(idle))
@@ -322,7 +355,7 @@ func (c *Client) syncAll(ctx context.Context, k *link) error {
 	}
 	for uuid := range c.off {
 		if !inactive[uuid] {
-			delete(c.off, uuid)
+			c.undefined(uuid)
 		}
 	}
 	c.link = k
@@ -417,13 +450,13 @@ func (c *Client) syncDomain(ctx context.Context, k *link, uuid string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err != nil { // it is not defined any more
+		c.undefined(uuid)
+		return nil
+	}
 	old, known := c.defs[uuid]
 	delete(c.off, uuid)
-	switch {
-	case err != nil: // it is not defined any more
-		delete(c.defs, uuid)
-		return nil
-	case e.id < 0:
+	if e.id < 0 {
 		delete(c.defs, uuid)
 		c.off[uuid] = c.parse(uuid, text, e.state)
 		return nil
