@@ -2,6 +2,7 @@ package sample
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,6 +58,9 @@ type foreignJSON struct {
 func ParseForeign(data []byte) (Sample, error) {
 	var in foreignJSON
 	err := json.Unmarshal(data, &in)
+	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
+		err = fmt.Errorf("a sample whose %s is of type %s", cmp.Or(wrong.Field, "JSON"), wrong.Value)
+	}
 	if err != nil {
 		return Sample{}, err
 	}

@@ -40,11 +40,11 @@ cannot be used.`,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			bad := false
 			for _, file := range files {
+				var findings []definition.Finding
 				data, err := os.ReadFile(file)
-				if err != nil {
-					return err
+				if err == nil {
+					findings, err = lint(file, data)
 				}
-				findings, err := lint(file, data)
 				bad = report(cmd.OutOrStdout(), findings, err) || bad
 			}
 			if bad {

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -96,17 +98,22 @@ func (p *pipelinePrinter) load(file string, data []byte) error {
 }
 
 func (p *pipelinePrinter) batch(raw []json.RawMessage) error {
-	if p.events {
-		return p.eventBatch(raw)
-	}
-	samples := make([]sample.Sample, 0, len(raw))
-	for _, text := range raw {
-		s, err := sample.ParseForeign(text)
-		if err != nil {
+	var bad []error
+	defer func() {
+		for _, err := range bad {
 			p.complain(err)
-			continue
 		}
-		samples = append(samples, s)
+	}()
+	if p.events {
+		p.eventBatch(parsed(raw, sample.ParseEvent, &bad))
+		return nil
+	}
+	samples := parsed(raw, sample.ParseForeign, &bad)
+	ids := sample.NewBatchID(time.Now())
+	for i := range samples {
+		if samples[i].ID == (sample.ID{}) {
+			samples[i].ID = sample.DeriveID(ids.Sample(0), binary.BigEndian.AppendUint64(nil, uint64(i)))
+		}
 	}
 	w := wire.NewWriter(wire.JSON)
 	for i := range p.cfg.Sinks {
@@ -117,20 +124,14 @@ func (p *pipelinePrinter) batch(raw []json.RawMessage) error {
 	return nil
 }
 
-func (p *pipelinePrinter) eventBatch(raw []json.RawMessage) error {
-	for _, text := range raw {
-		e, err := sample.ParseEvent(text)
-		if err != nil {
-			p.complain(err)
-			continue
-		}
+func (p *pipelinePrinter) eventBatch(events []sample.Event) {
+	for i := range events {
 		for _, pl := range p.cfg.Pipelines {
-			if pl.Match.Match(e.Type) {
-				p.line(pl.Name, e.AppendJSON(p.buf[:0]))
+			if pl.Match.Match(events[i].Type) {
+				p.line(pl.Name, events[i].AppendJSON(p.buf[:0]))
 			}
 		}
 	}
-	return nil
 }
 
 // line prints an object, with the pipeline's name where there are several.

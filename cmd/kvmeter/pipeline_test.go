@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -68,6 +69,15 @@ func TestPipelineCommand(t *testing.T) {
 	out, _, err = try(t, someSamples, "pipeline", "--pipeline", "all:plain", "-c", file(t, "p.yaml", rates))
 	if err != nil || out != memoryLine+"}\n" {
 		t.Errorf("one pipeline only: got %s, %v", out, err)
+	}
+}
+
+func TestPipelineCommandGivesIDsToSamplesWithoutOne(t *testing.T) {
+	out, _, err := try(t, `[{"name": "a", "volume": 1, "timestamp": "2026-01-01T00:00:00"}, {"name": "b", "volume": 1, "timestamp": "2026-01-01T00:00:00"}]`,
+		"pipeline", "-c", file(t, "p.yaml", rates), "--pipeline", "all:plain")
+	ids := regexp.MustCompile(`"id": "[^"]+"`).FindAllString(out, -1)
+	if err != nil || len(ids) != 2 || ids[0] == ids[1] || strings.Contains(out, "00000000-0000") {
+		t.Errorf("got %s, %v", out, err)
 	}
 }
 

@@ -95,23 +95,18 @@ func (t *trial) run(cmd *cobra.Command, f func(publisher.Deps) error) error {
 	})
 }
 
-// publishAll gives a publisher what a stream of JSON holds, batch by batch.
+// publishAll gives a publisher what a stream of JSON holds, batch by batch. A sample
+// or an event that is wrong costs itself only; the error says so.
 func publishAll(ctx context.Context, p publisher.Publisher, in io.Reader, node string) error {
-	return wire.ReadBatches(in, func(raw []json.RawMessage) error {
+	var bad []error
+	err := wire.ReadBatches(in, func(raw []json.RawMessage) error {
 		if len(raw) == 0 {
 			return nil
 		}
 		if isEvent(raw[0]) {
-			return publishEvents(ctx, p, raw)
+			return publishEvents(ctx, p, parsed(raw, sample.ParseEvent, &bad))
 		}
-		var samples []sample.Sample
-		for _, text := range raw {
-			s, err := sample.ParseForeign(text)
-			if err != nil {
-				return err
-			}
-			samples = append(samples, s)
-		}
+		samples := parsed(raw, sample.ParseForeign, &bad)
 		for _, b := range pipeline.Batches(samples, node, time.Now()) {
 			whole := *b // what is published is signed anew
 			if err := p.Publish(ctx, []publisher.Part{{From: &whole, Batch: b}}); err != nil {
@@ -120,6 +115,19 @@ func publishAll(ctx context.Context, p publisher.Publisher, in io.Reader, node s
 		}
 		return nil
 	})
+	return errors.Join(append(bad, err)...)
+}
+
+// parsed returns what is good of a batch, and adds what is not to bad.
+func parsed[T any](raw []json.RawMessage, parse func([]byte) (T, error), bad *[]error) (all []T) {
+	for _, text := range raw {
+		if v, err := parse(text); err != nil {
+			*bad = append(*bad, err)
+		} else {
+			all = append(all, v)
+		}
+	}
+	return all
 }
 
 func isEvent(raw json.RawMessage) bool {
@@ -129,18 +137,13 @@ func isEvent(raw json.RawMessage) bool {
 	return json.Unmarshal(raw, &e) == nil && e.Type != ""
 }
 
-func publishEvents(ctx context.Context, p publisher.Publisher, raw []json.RawMessage) error {
+func publishEvents(ctx context.Context, p publisher.Publisher, events []sample.Event) error {
 	to, ok := p.(publisher.EventPublisher)
 	if !ok {
 		return errors.New("this publisher takes samples only")
 	}
-	var events []sample.Event
-	for _, text := range raw {
-		e, err := sample.ParseEvent(text)
-		if err != nil {
-			return err
-		}
-		events = append(events, e)
+	if len(events) == 0 {
+		return nil
 	}
 	return to.PublishEvents(ctx, events)
 }

@@ -9,10 +9,10 @@ import (
 
 func TestPublishCommand(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out")
-	in := strings.Replace(someSamples, ",\n {\"name\": \"bad\", \"volume\": \"many\", \"resource_id\": \"r\", \"timestamp\": \"2026-01-01T00:00:00\"}", "", 1) +
-		`{"message_id": "m", "event_type": "e", "generated": "2026-01-01T00:00:00", "traits": [["t", 2, 5]], "raw": {"a": 1}}`
-	if _, _, err := try(t, in, "publish", "--config", "/dev/null", "file://"+path+"?json"); err != nil {
-		t.Fatal(err)
+	in := someSamples + `{"message_id": "m", "event_type": "e", "generated": "2026-01-01T00:00:00", "traits": [["t", 2, 5]], "raw": {"a": 1}} {"name": "bad", "user_id": 5}`
+	_, _, err := try(t, in, "publish", "--config", "/dev/null", "file://"+path+"?json")
+	if want := "sample \"bad\" of \"r\": the volume is no number: \"many\"\na sample whose user_id is of type number"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -76,6 +77,8 @@ func (r *Reader) Document(data []byte) (*yaml.Node, error) {
 	switch err := dec.Decode(&doc); {
 	case errors.Is(err, io.EOF):
 		return nil, fmt.Errorf("%s: it is empty", r.File)
+	case err != nil && strings.Contains(err.Error(), "UTF-8"):
+		return nil, fmt.Errorf("%s:%d: it is not UTF-8 from here on; save the file in UTF-8", r.File, 1+bytes.Count(valid(data), []byte("\n")))
 	case err != nil:
 		return nil, r.syntax(err)
 	}
@@ -85,6 +88,18 @@ func (r *Reader) Document(data []byte) (*yaml.Node, error) {
 		return nil, r.syntax(err)
 	}
 	return Resolve(doc.Content[0]), nil
+}
+
+// valid returns the beginning of data that is UTF-8.
+func valid(data []byte) []byte {
+	for at := 0; at < len(data); {
+		r, size := utf8.DecodeRune(data[at:])
+		if r == utf8.RuneError && size == 1 {
+			return data[:at]
+		}
+		at += size
+	}
+	return data
 }
 
 // syntax turns "yaml: line 3: …" into "meters.yaml:3: …".
