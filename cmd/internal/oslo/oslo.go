@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -251,6 +252,22 @@ func (c *Config) replace(text, option string, within []string) string {
 		}
 		return ref
 	})
+}
+
+// Beside returns the path of a file that lies where a configuration file does, or in or
+// beside a folder of them, such as ceilometer.conf.d; empty: it is not there.
+func Beside(main, file string) (string, error) {
+	dirs := []string{filepath.Dir(main)}
+	if info, err := os.Stat(main); err == nil && info.IsDir() {
+		dirs = []string{main, filepath.Dir(filepath.Clean(main))}
+	}
+	for _, dir := range dirs {
+		path := filepath.Join(dir, file)
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			return path, err
+		}
+	}
+	return "", nil
 }
 
 // Paths are files and folders as a setting names them: one, or a list.

@@ -191,3 +191,33 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestBeside(t *testing.T) {
+	dir := t.TempDir()
+	folder := filepath.Join(dir, "conf.d")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.Mkdir(folder, 0o755))
+	for _, file := range []string{"x.conf", "polling.yaml", "conf.d/pipeline.yaml"} {
+		must(os.WriteFile(filepath.Join(dir, file), nil, 0o644))
+	}
+	for name, tc := range map[string]struct{ main, file, want string }{
+		"beside a file":         {"x.conf", "polling.yaml", "polling.yaml"},
+		"beside a folder":       {"conf.d/", "polling.yaml", "polling.yaml"},
+		"in a folder":           {"conf.d", "pipeline.yaml", "conf.d/pipeline.yaml"},
+		"nowhere":               {"conf.d", "none.yaml", ""},
+		"beside one that isn't": {"none.conf", "polling.yaml", "polling.yaml"},
+	} {
+		want := tc.want
+		if want != "" {
+			want = filepath.Join(dir, want)
+		}
+		if got, err := Beside(filepath.Join(dir, tc.main), tc.file); err != nil || got != want {
+			t.Errorf("%s: got %q, %v, want %q", name, got, err, want)
+		}
+	}
+}

@@ -3,7 +3,6 @@ package compute
 import (
 	"fmt"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -250,22 +249,12 @@ func libvirtSockets(conf *oslo.Config) ([]string, oslo.Value, error) {
 // pollingFile returns the polling file of a ceilometer.conf: the one that it
 // names, or polling.yaml beside it, if that is there.
 func pollingFile(conf *oslo.Config, main string) (path, from string, err error) {
-	dir := filepath.Dir(main)
 	if v, ok := conf.Text("polling.cfg_file"); ok {
 		if !filepath.IsAbs(v.Text) {
 			v.Text = filepath.Join(filepath.Dir(v.File), v.Text)
 		}
 		return v.Text, v.String(), nil
 	}
-	if info, err := os.Stat(main); err == nil && info.IsDir() {
-		dir = filepath.Dir(filepath.Clean(main)) // as with ceilometer.conf.d
-	}
-	path = filepath.Join(dir, "polling.yaml")
-	switch _, err := os.Stat(path); {
-	case os.IsNotExist(err):
-		return "", "", nil
-	case err != nil:
-		return "", "", err
-	}
-	return path, "beside " + main, nil
+	path, err = oslo.Beside(main, "polling.yaml")
+	return path, "beside " + main, err
 }

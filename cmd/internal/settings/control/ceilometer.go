@@ -3,9 +3,7 @@ package control
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -148,7 +146,7 @@ func (i *inheritance) files() error {
 				v.Text = filepath.Join(filepath.Dir(v.File), v.Text)
 			}
 			i.take(f.key, v.Text, v)
-		} else if path, err := i.beside(f.file); err != nil {
+		} else if path, err := oslo.Beside(i.main, f.file); err != nil {
 			return err
 		} else if path != "" {
 			i.all = append(i.all, config.Inherited{Key: f.key, Value: path, From: "beside " + i.main})
@@ -170,28 +168,13 @@ func (i *inheritance) files() error {
 				v.Text = filepath.Join(filepath.Dir(v.File), v.Text)
 			}
 			i.take("notifications.meter_definitions", []string{v.Text}, v)
-		} else if path, err := i.beside("meters.d"); err != nil {
+		} else if path, err := oslo.Beside(i.main, "meters.d"); err != nil {
 			return err
 		} else if path != "" {
 			i.all = append(i.all, config.Inherited{Key: "notifications.meter_definitions", Value: []string{path, "shipped"}, From: "beside " + i.main})
 		}
 	}
 	return nil
-}
-
-// beside returns the path of a file that lies where ceilometer.conf does, if it is
-// there.
-func (i *inheritance) beside(file string) (string, error) {
-	dir := filepath.Dir(i.main)
-	if info, err := os.Stat(i.main); err == nil && info.IsDir() {
-		dir = filepath.Dir(filepath.Clean(i.main)) // as with ceilometer.conf.d
-	}
-	path := filepath.Join(dir, file)
-	_, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	return path, err
 }
 
 // settings takes what changes what notifications give.
