@@ -25,23 +25,82 @@ var ErrTooLong = errors.New("the text is too long for a regular expression")
 type Regexp struct {
 	start *regexp2.Regexp // anchored at the start
 	all   *regexp2.Regexp
+	names map[string]int // numbers of the groups that have a name
 }
-
-// backReference is one to a named group in Python's words.
-var backReference = regexp.MustCompile(`\(\?P=(\w+)\)`)
 
 // Compile compiles an expression.
 func Compile(expr string) (*Regexp, error) {
-	expr = backReference.ReplaceAllString(expr, `\k<$1>`)
-	all, err := regexp2.Compile(expr, regexp2.RE2)
+	r := &Regexp{names: map[string]int{}}
+	text := r.translate(expr)
+	var err error
+	if r.all, err = regexp2.Compile(text, regexp2.None); err == nil {
+		r.start, err = regexp2.Compile(`\A(?:`+text+`)`, regexp2.None)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("regular expression %q: %w", expr, err)
 	}
-	start, err := regexp2.Compile(`\A(?:`+expr+`)`, regexp2.RE2)
-	if err != nil {
-		return nil, fmt.Errorf("regular expression %q: %w", expr, err)
+	return r, nil
+}
+
+var (
+	named         = regexp.MustCompile(`^\(\?P<(\w+)>`)
+	backReference = regexp.MustCompile(`^\(\?P=(\w+)\)`)
+)
+
+// translate turns Python's words into those of .NET, which number groups with a
+// name last and subtract classes from each other.
+func (r *Regexp) translate(expr string) string {
+	var b strings.Builder
+	groups, class := 0, -1 // where the class began
+	for i := 0; i < len(expr); i++ {
+		rest := expr[i:]
+		switch c := expr[i]; {
+		case c == '\\' && len(rest) > 1:
+			if i++; expr[i] == 'Z' {
+				rest = `\z`
+			}
+			b.WriteString(rest[:2])
+			continue
+		case class >= 0:
+			if c == ']' && i > class+1 && expr[class+1:i] != "^" {
+				class = -1
+			} else if c == '[' {
+				b.WriteByte('\\')
+			}
+		case c == '[':
+			class = i
+		case c == '(' && !strings.HasPrefix(rest, "(?"):
+			groups++
+		case c == '(':
+			if m := named.FindStringSubmatch(rest); m != nil {
+				groups++
+				r.names[m[1]] = groups
+				b.WriteByte('(')
+				i += len(m[0]) - 1
+				continue
+			}
+			if m := backReference.FindStringSubmatch(rest); m != nil && r.names[m[1]] > 0 {
+				fmt.Fprintf(&b, `(?:\%d)`, r.names[m[1]])
+				i += len(m[0]) - 1
+				continue
+			}
+		}
+		b.WriteByte(expr[i])
 	}
-	return &Regexp{start, all}, nil
+	return b.String()
+}
+
+// number returns the number of a group, by which it may be named; -1 where there is
+// none.
+func (r *Regexp) number(group string) int {
+	n, err := strconv.Atoi(group)
+	if err != nil {
+		n = r.names[group]
+	}
+	if (n == 0 && group != "0") || !slices.Contains(r.all.GetGroupNumbers(), n) {
+		return -1
+	}
+	return n
 }
 
 // Match reports whether text begins with what the expression describes.
@@ -61,16 +120,11 @@ func (r *Regexp) Replace(text, template string) (string, error) {
 	}
 	return r.all.ReplaceFunc(text, func(m regexp2.Match) string {
 		return expand(template, func(group string) (string, bool) {
-			var g *regexp2.Group
-			if n, err := strconv.Atoi(group); err == nil {
-				g = m.GroupByNumber(n)
-			} else {
-				g = m.GroupByName(group)
-			}
-			if g == nil {
+			n := r.number(group)
+			if n < 0 {
 				return "", false
 			}
-			return g.String(), true
+			return m.GroupByNumber(n).String(), true
 		})
 	}, -1, -1)
 }
@@ -78,19 +132,15 @@ func (r *Regexp) Replace(text, template string) (string, error) {
 // CheckTemplate returns an error where a template of [Regexp.Replace] names a group
 // that the expression has not.
 func (r *Regexp) CheckTemplate(template string) error {
-	numbers, missing := r.all.GetGroupNumbers(), ""
+	missing := ""
 	expand(template, func(group string) (string, bool) {
-		n, err := strconv.Atoi(group)
-		if err != nil {
-			n = r.all.GroupNumberFromName(group)
-		}
-		if !slices.Contains(numbers, n) {
+		if r.number(group) < 0 {
 			missing = group
 		}
 		return "", true
 	})
 	if missing != "" {
-		return fmt.Errorf("there is no group %s in the expression, which has %d", missing, len(numbers)-1)
+		return fmt.Errorf("there is no group %s in the expression, which has %d", missing, len(r.all.GetGroupNumbers())-1)
 	}
 	return nil
 }
