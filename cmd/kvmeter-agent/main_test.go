@@ -84,3 +84,5 @@ func TestExporterPages(t *testing.T) {
 	cancel()
 	serving.Wait()
 }
+
+func TestDocumentedCommandsExist(t *testing.T) { cmdtest.Documented(t, command) }

@@ -243,3 +243,5 @@ func TestASampleSentToTheAPIPassesThePipelines(t *testing.T) {
 		t.Errorf("central without a key would send unsigned batches: %v", err)
 	}
 }
+
+func TestDocumentedCommandsExist(t *testing.T) { cmdtest.Documented(t, command) }

@@ -20,10 +20,9 @@ files() {
   getent passwd
   getent group
 }
-# retry SECONDS CMD... until it succeeds.
+# retry CMD... until it succeeds, for five minutes.
 retry() {
-  local end=$(($(date +%s) + $1))
-  shift
+  local end=$(($(date +%s) + 300))
   until "$@"; do
     [ "$(date +%s)" -lt "$end" ] || fail "in time it never was so: $*"
     sleep 1
@@ -53,7 +52,7 @@ if booted; then
   awk '/^```/{n++; next} n == 1' install.md >commands
   [ "$(wc -l <commands)" = 2 ] || fail "there are not two commands: $(cat commands)"
   (cd 1 && bash -eu ../commands)
-  retry 120 sampled
+  retry sampled
   say "from the package to the first sample: $(($(cut -d. -f1 /proc/uptime) - start)) s"
   dropped kvmeter-up
 else
@@ -75,9 +74,9 @@ for page in kvmeter kvmeter-up kvmeter-agent kvmeter-agent-doctor; do
 done
 bash -n /usr/share/bash-completion/completions/kvmeter
 if booted; then
-  retry 60 active kvmeter-agent
+  retry active kvmeter-agent
   ! active kvmeter-up || fail "kvmeter-up runs beside the agent"
-  retry 60 spooled
+  retry spooled
   dropped kvmeter-agent
   pid=$(systemctl show -P MainPID kvmeter-agent)
   [ "$(stat -c %G /run/kvmeter/agent.sock)" = kvmeter ] || fail "$(ls -l /run/kvmeter/agent.sock)"
@@ -91,14 +90,12 @@ install ./2/*.deb
 [ "$(cat /etc/kvmeter/agent.key)" = "$key" ] || fail "the upgrade made another key"
 [ "$(cat /etc/kvmeter/agent.yaml /etc/kvmeter/central.yaml | grep -c '^# of this host')" = 2 ] || fail "the upgrade changed the configuration"
 if booted; then
-  retry 60 active kvmeter-agent
+  retry active kvmeter-agent
   [ "$(systemctl show -P MainPID kvmeter-agent)" != "$pid" ] || fail "the upgrade did not restart the agent"
   spooled || fail "the upgrade lost the spool"
   systemctl start kvmeter-up
   ! active kvmeter-agent || fail "the agent runs beside kvmeter-up"
-  retry 60 sampled
-  # All that was polled before and since, each second but those in between.
-  kvmeter gap-list || :
+  retry sampled
 fi
 
 say "remove, and install again"
@@ -108,7 +105,7 @@ grep -q '^# of this host' /etc/kvmeter/agent.yaml || fail "the removal took the 
 ! booted || [ -d /var/lib/kvmeter/up/store ] || fail "the removal took the store"
 install ./2/*.deb
 if booted; then
-  retry 60 active kvmeter-agent
+  retry active kvmeter-agent
 fi
 
 say "purge"

@@ -3,13 +3,17 @@ package cmdtest
 
 import (
 	"bytes"
+	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -85,5 +89,52 @@ func bad(t *testing.T, file string, err error) {
 	}
 	if err == nil || err.Error() != want {
 		t.Errorf("got error\n%v, want\n%s", err, want)
+	}
+}
+
+// Documented checks that the program takes its command lines in the README and the
+// pages of docs, those in running text included: that there are such commands and flags.
+func Documented(t *testing.T, program func() *cobra.Command) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := program().Name()
+	lines := regexp.MustCompile("(?m)(?:^(?:    )?(?:\\$ )?|`)" + name + "( [a-z-][^`\n]*)")
+	found := 0
+	for _, page := range append(pages, "../../README.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range lines.FindAllStringSubmatch(string(text), -1) {
+			line := m[1]
+			for _, end := range []string{" #", " | ", " < ", " > ", "   "} {
+				line, _, _ = strings.Cut(line, end)
+			}
+			if prose := strings.HasPrefix(m[0], name) && !strings.Contains(line, " -") && strings.Count(line, " ") > 4; prose {
+				continue
+			}
+			found++
+			args := strings.Fields(strings.ReplaceAll(line, "'", ""))
+			root := program()
+			root.InitDefaultHelpCmd()
+			c, rest, err := root.Find(args)
+			if err == nil && !strings.Contains(line, "…") {
+				err = c.ParseFlags(rest)
+			}
+			if err == nil && !c.Runnable() && c.Flags().NArg() > 0 {
+				err = fmt.Errorf("there is no %s of it", c.Flags().Arg(0))
+			}
+			if err == nil && !c.HasParent() {
+				err = c.ValidateArgs(c.Flags().Args())
+			}
+			if err != nil && !errors.Is(err, pflag.ErrHelp) {
+				t.Errorf("%s: %s%s: %v", page, name, line, err)
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("the pages have %d command lines of %s", found, name)
 	}
 }
