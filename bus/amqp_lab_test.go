@@ -3,6 +3,7 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -184,6 +185,27 @@ func TestRabbitMQ(t *testing.T) {
 	})
 
 	t.Run("dead letters are listed, retried and dropped", func(t *testing.T) { settleDeadLetters(t, r.URL()) })
+
+	t.Run("the largest message arrives and becomes a dead letter as it was sent", func(t *testing.T) {
+		b, _ := open(t, at(r.URL()))
+		ch := empty(t, r.URL())
+		m := message("large")
+		m.Body = bytes.Repeat([]byte("0123456789abcdef"), bus.MaxBody/16)
+		consume(t, b, queue, 10, func(_ context.Context, ds []*bus.Delivery) error {
+			for _, d := range ds {
+				if !bytes.Equal(d.Body, m.Body) {
+					t.Errorf("%d bytes arrived, not the %d that were sent", len(d.Body), len(m.Body))
+				}
+				d.Reject(errors.New("too large"))
+			}
+			return nil
+		})
+		publish(t, b, m)()
+		got := deadLetters(t, ch, 1)
+		if len(got) != 1 || !bytes.Equal(got[0].Body, m.Body) || got[0].MessageId != m.ID {
+			t.Errorf("%d dead letters, want the one that was sent", len(got))
+		}
+	})
 
 	t.Run("a rejected foreign message keeps its properties", func(t *testing.T) {
 		b, _ := open(t, at(r.URL()))
