@@ -29,6 +29,7 @@ is one batch, and so is an object by itself: stages that aggregate let go at the
 of a batch. A list of lists is several batches.
 
 With an event_pipeline.yaml (whose sources list events), it reads and prints events.
+What "kvmeter convert" prints can be read in either case.
 
 Where the file has several pipelines, each line says in "pipeline" which one it is of;
 what a shared sink lets go at the end of a batch is of the pipeline that fed it.`,
@@ -45,7 +46,7 @@ what a shared sink lets go at the end of a batch is of the pipeline that fed it.
 			if err := p.load(file, data); err != nil {
 				return err
 			}
-			if err := wire.ReadBatches(cmd.InOrStdin(), p.batch); err != nil {
+			if err := wire.ReadBatches(cmd.InOrStdin(), p.events, p.batch); err != nil {
 				_ = out.Flush()
 				return err
 			}

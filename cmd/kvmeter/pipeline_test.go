@@ -84,9 +84,11 @@ func TestPipelineCommandGivesIDsToSamplesWithoutOne(t *testing.T) {
 func TestPipelineCommandReadsEvents(t *testing.T) {
 	path := file(t, "e.yaml", "sources: [{name: a, events: ['*pute.*', '!*.start'], sinks: [k]}]\nsinks: [{name: k, publishers: [test://]}]")
 	event := `{"message_id": "m", "event_type": "compute.x", "generated": "2026-01-01T00:00:00", "traits": [["t", 1, "v"]], "raw": {}}`
-	out, _, err := try(t, event+strings.Replace(event, "compute.x", "compute.x.start", 1)+strings.Replace(event, "compute.x", "image.x", 1), "pipeline", "-c", path)
-	if err != nil || out != event+"\n" {
-		t.Errorf("got %s, %v", out, err)
+	converted := `{"samples": [{"name": "m"}], "event": ` + event + `, "errors": []} {"samples": [], "event": null, "errors": []}`
+	for _, in := range []string{event + strings.Replace(event, "compute.x", "compute.x.start", 1) + strings.Replace(event, "compute.x", "image.x", 1), converted} {
+		if out, complaints, err := try(t, in, "pipeline", "-c", path); err != nil || out != event+"\n" || complaints != "" {
+			t.Errorf("got %s, %s, %v", out, complaints, err)
+		}
 	}
 }
 

@@ -99,7 +99,7 @@ func (t *trial) run(cmd *cobra.Command, f func(publisher.Deps) error) error {
 // or an event that is wrong costs itself only; the error says so.
 func publishAll(ctx context.Context, p publisher.Publisher, in io.Reader, node string) error {
 	var bad []error
-	err := wire.ReadBatches(in, func(raw []json.RawMessage) error {
+	err := wire.ReadBatches(in, false, func(raw []json.RawMessage) error {
 		if len(raw) == 0 {
 			return nil
 		}

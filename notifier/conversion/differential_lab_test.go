@@ -179,7 +179,7 @@ func compare(t *testing.T, c oracleCase, want *oracleAnswer) string {
 			t.Fatal(err)
 		}
 		a := &want.Answers[i]
-		if a.Why == "MemoryError()" || slices.ContainsFunc(got.Errors, func(e string) bool {
+		if a.Why == "MemoryError()" || strings.Contains(a.Why, "index-sized") || slices.ContainsFunc(got.Errors, func(e string) bool {
 			return strings.HasSuffix(e, "does not fit in 64 bits") || strings.HasSuffix(e, sample.ErrNotFinite.Error())
 		}) {
 			continue // deliberately
@@ -260,7 +260,7 @@ func (g *generator) next() oracleCase {
 		}
 		file = map[string]any{"metric": list}
 		if g.maybe(4) {
-			c.Options = append(c.Options, g.one("DEFAULT.reserved_metadata_keys=k1", "DEFAULT.reserved_metadata_length=3", "DEFAULT.sample_source=here"))
+			c.Options = append(c.Options, g.one("DEFAULT.reserved_metadata_keys=k1", "DEFAULT.reserved_metadata_length=3", "DEFAULT.sample_source=here", "DEFAULT.reserved_metadata_namespace=k", "DEFAULT.reserved_metadata_namespace=metering.a"))
 		}
 	} else {
 		list := make([]any, 1+g.IntN(3))
@@ -391,7 +391,9 @@ func (g *generator) value(usual string, n int) any {
 		if g.maybe(2) {
 			f["fields"] = []any{g.path(), g.path()}
 		}
-		switch g.IntN(4) {
+		switch g.IntN(5) {
+		case 4:
+			f["plugin"] = g.one("split", "bitfield")
 		case 0:
 			f["plugin"] = "timedelta"
 			f["fields"] = []any{g.one("payload.time", "payload.objs[0].time", "payload.text"), g.one("payload.time2", "payload.time", "payload.int", "payload.none")}
@@ -462,11 +464,11 @@ func (g *generator) term() string {
 		case 3:
 			text += g.one(".`len`", ".`sorted`", "[/n]", "[\\n]", "[/name,\\n]", ".`split(., 0, -1)`", ".`split(a, 1, 1)`", ".`split(-, 1, -1)`")
 		case 4:
-			text += g.one(".`sub(/an/, X)`", ".`sub(/(a)(n)/, \\\\2\\\\1)`", ".`sub(/^$/, e)`", ".`sub(/[a-m]/, )`")
+			text += g.one(".`sub(/an/, X)`", ".`sub(/(a)(n)/, \\\\2\\\\1)`", ".`sub(/^$/, e)`", ".`sub(/[a-m]/, )`", ".`sub(/\\\\w+$/, X)`", ".`sub(/(?P<x>.)(n)/, \\\\2-\\\\g<x>)`", ".`sub(/ ?\\\\b[^b]*?a/, \\\\\\\\)`")
 		case 5, 6, 7:
 			text += "[?" + g.one("(", "") + g.one("@.", "", "@.", "@.", "")
 			text += g.one("n", "name", "a", "maybe", "missing", "time") + g.one(" > ", " = ", "=", " == ", "<", " != ", " >= ", "<=", " ~ ", "~") +
-				g.one("1", "2", "x", "'x'", "\"y\"", "1.5", "true", "false", "-1", "'[xy]'", "2026", "1.0")
+				g.one("1", "2", "x", "'x'", "\"y\"", "1.5", "true", "false", "-1", "'[xy]'", "'\\\\w{2}'", "2026", "1.0")
 			if strings.Contains(text[strings.LastIndex(text, "[?"):], "(") {
 				if g.maybe(3) {
 					text += g.one(" & ", "&") + "@.n" + g.one(" < 5", "=2", "")

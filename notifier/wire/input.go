@@ -10,8 +10,9 @@ import (
 
 // ReadBatches calls each with the objects that a stream of JSON holds, batch
 // by batch: a list is a batch, and so is an object by itself. A list of lists is
-// a list of batches, and of an object with a list "samples" that list is the batch.
-func ReadBatches(r io.Reader, each func(batch []json.RawMessage) error) error {
+// a list of batches. Of what convert prints, an object with a list "samples", that
+// list is the batch, or with events the event beside it.
+func ReadBatches(r io.Reader, events bool, each func(batch []json.RawMessage) error) error {
 	dec := json.NewDecoder(r)
 	for n := 1; ; n++ {
 		var raw json.RawMessage
@@ -21,18 +22,27 @@ func ReadBatches(r io.Reader, each func(batch []json.RawMessage) error) error {
 		case err != nil:
 			return fmt.Errorf("value %d of the input, before byte %d: %w", n, dec.InputOffset(), err)
 		}
-		if err := readValue(raw, each); err != nil {
+		if err := readValue(raw, events, each); err != nil {
 			return fmt.Errorf("value %d of the input: %w", n, err)
 		}
 	}
 }
 
-func readValue(raw json.RawMessage, each func([]json.RawMessage) error) error {
+func readValue(raw json.RawMessage, events bool, each func([]json.RawMessage) error) error {
 	switch first(raw) {
 	case '{':
-		var converted struct{ Samples []json.RawMessage }
+		var converted struct {
+			Samples []json.RawMessage
+			Event   *json.RawMessage
+		}
 		if err := json.Unmarshal(raw, &converted); err == nil && converted.Samples != nil {
-			return each(converted.Samples)
+			switch {
+			case !events:
+				return each(converted.Samples)
+			case converted.Event == nil:
+				return nil
+			}
+			return each([]json.RawMessage{*converted.Event})
 		}
 		return each([]json.RawMessage{raw})
 	case '[':

@@ -25,7 +25,7 @@ FIELDS = ("name", "type", "unit", "volume", "user_id", "project_id", "resource_i
 
 def prepare(conf, options):
     conf.clear_override("meter_definitions_dirs", "meter")
-    for group, name in [("DEFAULT", "reserved_metadata_keys"), ("DEFAULT", "reserved_metadata_length"), ("DEFAULT", "sample_source"),
+    for group, name in [("DEFAULT", "reserved_metadata_keys"), ("DEFAULT", "reserved_metadata_length"), ("DEFAULT", "reserved_metadata_namespace"), ("DEFAULT", "sample_source"),
                         ("event", "drop_unmatched_notifications"), ("event", "store_raw")]:
         conf.clear_override(name, None if group == "DEFAULT" else group)
     for option in options:
