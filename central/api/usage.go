@@ -51,7 +51,9 @@ func usageOf(u *store.Usage, all bool) usageRow {
 	r.Quantity = quantity.FloatString(places)
 	r.Approximation, _ = quantity.Float64()
 	for _, o := range u.Origins {
-		r.Origins = append(r.Origins, string(o))
+		if o != "" { // foreign samples do not say
+			r.Origins = append(r.Origins, string(o))
+		}
 	}
 	if all {
 		r.Nodes = u.Nodes

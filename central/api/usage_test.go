@@ -66,12 +66,16 @@ func TestUsage(t *testing.T) {
 				Quantity json.Number
 				Unit     string `json:"quantity_unit"`
 				Split    map[string]string
+				Origins  []string
 			}
 			if err := json.Unmarshal([]byte(body), &rows); err != nil {
 				t.Fatalf("%v: %s", err, body)
 			}
 			got := ""
 			for _, r := range rows {
+				if len(r.Origins) > 0 {
+					t.Errorf("got origins %q of samples that name none", r.Origins)
+				}
 				got += strings.Join([]string{r.Project, r.Resource, r.Meter, r.Quantity.String(), r.Unit}, " ")
 				if v, ok := r.Split["flavor.name"]; ok {
 					got += " " + v
