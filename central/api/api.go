@@ -33,6 +33,9 @@ type Options struct {
 	// Rate is how many requests a second each user in each project may send, and
 	// each address of which nobody knows who asks; 0: no bound.
 	Rate float64
+	// Patience is how long the store may take for each part of an answer; 0: as
+	// long as it takes.
+	Patience time.Duration
 	// Proxies are those whose X-Forwarded-For says where a request comes from.
 	Proxies []netip.Prefix
 	// Audit is where each request is noted, and who sent it; nil: nowhere.
@@ -83,14 +86,16 @@ func New(s store.Store, o Options) http.Handler {
 		o.Clock = time.Now
 	}
 	o.Prefix = strings.TrimSuffix(o.Prefix, "/")
-	return &server{store: s, opts: o, rates: newRates(o.Rate), bodyWithin: time.Minute}
+	return &server{store: s, opts: o, rates: newRates(o.Rate), transfer: time.Minute}
 }
 
 type server struct {
-	store      store.Store
-	opts       Options
-	rates      *rates
-	bodyWithin time.Duration // how long a request's body may take to come
+	store store.Store
+	opts  Options
+	rates *rates
+	// transfer is how long a request's body may take to come, and a part of the
+	// answer to be taken.
+	transfer time.Duration
 }
 
 // request is a request on its way to an endpoint.
@@ -104,12 +109,14 @@ type request struct {
 type endpoint func(s *server, r *request, out *output) error
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn := http.NewResponseController(w)
+	_ = conn.SetWriteDeadline(time.Time{}) // of the request before; as it could be set
 	w.Header().Set("X-Openstack-Request-Id", "req-"+uuid.NewString())
 	if s.crossOrigin(w.Header(), r) {
 		return
 	}
 	if r.ContentLength != 0 {
-		timeBody(w, r, s.bodyWithin)
+		timeBody(conn, r, s.transfer)
 	}
 	who := &caller{}
 	if s.opts.Audit != nil {
@@ -117,7 +124,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w = noted
 		defer func() { audit(s.opts.Audit, r, s.address(r), &who.Identity, noted, time.Since(begin)) }()
 	}
-	out := &output{w: w, kind: "application/json; charset=UTF-8", status: http.StatusOK}
+	out := &output{w: w, conn: conn, within: s.transfer, kind: "application/json; charset=UTF-8", status: http.StatusOK}
 	err := s.serve(r, who, out)
 	if err == nil {
 		err = out.finish()
@@ -164,7 +171,30 @@ func (s *server) serve(r *http.Request, who *caller, out *output) error {
 			return err
 		}
 	}
-	return op.serve(s, &request{Request: r, caller: who, names: names}, out)
+	answer := func(r *http.Request) error { return op.serve(s, &request{Request: r, caller: who, names: names}, out) }
+	if op.writes {
+		return answer(r) // what is being stored is waited for
+	}
+	return s.patiently(r, out, answer)
+}
+
+var errSlow = &fault{status: http.StatusServiceUnavailable, text: "The answer takes too long: ask for less time, or narrow the query."}
+
+// patiently gives up where nothing of an answer came for too long.
+func (s *server) patiently(r *http.Request, out *output, answer func(*http.Request) error) error {
+	if s.opts.Patience == 0 {
+		return answer(r)
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	timer := time.AfterFunc(s.opts.Patience, func() { cancel(errSlow) })
+	defer timer.Stop()
+	out.sent = func() { timer.Reset(s.opts.Patience) }
+	err := answer(r.WithContext(ctx))
+	if err != nil && errors.Is(context.Cause(ctx), errSlow) {
+		return errSlow
+	}
+	return err
 }
 
 // admit finds out who asks, and whether the policy's rule allows them to.
@@ -194,8 +224,9 @@ func (s *server) admit(r *http.Request, rule string, who *caller) error {
 // operation is what one method does on a path, and the policy's rule that
 // allows it.
 type operation struct {
-	rule  string
-	serve endpoint
+	rule   string
+	serve  endpoint
+	writes bool // it stores something
 }
 
 // open is the rule of operations that need no identity.
@@ -205,11 +236,11 @@ const open = ""
 type methods map[string]operation
 
 func getting(rule string, serve endpoint) methods {
-	return methods{http.MethodGet: {rule, serve}}
+	return methods{http.MethodGet: {rule, serve, false}}
 }
 
-func posting(rule string, serve endpoint) methods {
-	return methods{http.MethodPost: {rule, serve}}
+func storing(rule string, serve endpoint) methods {
+	return methods{http.MethodPost: {rule, serve, true}}
 }
 
 // paths are the paths of the API; {} stands for any name.
@@ -219,7 +250,7 @@ var paths = map[string]methods{
 	"healthcheck":                 getting(open, (*server).healthcheck),
 	"v2/capabilities":             getting(open, (*server).capabilities),
 	"v2/meters":                   getting("get_meters", (*server).meters),
-	"v2/meters/{}":                {http.MethodGet: {"get_samples", (*server).oldSamples}, http.MethodPost: {"create_samples", (*server).createSamples}},
+	"v2/meters/{}":                {http.MethodGet: {"get_samples", (*server).oldSamples, false}, http.MethodPost: {"create_samples", (*server).createSamples, true}},
 	"v2/meters/{}/statistics":     getting("compute_statistics", (*server).statistics),
 	"v2/samples":                  getting("get_samples", (*server).samples),
 	"v2/samples/{}":               getting("get_sample", (*server).sample),
@@ -227,15 +258,15 @@ var paths = map[string]methods{
 	"v2/resources/{}":             getting("get_resource", (*server).resource),
 	"v2/gaps":                     getting("get_gaps", (*server).gaps),
 	"v2/usage":                    getting("get_usage", (*server).usage),
-	"v2/query/samples":            posting("query_sample", (*server).querySamples),
+	"v2/query/samples":            {http.MethodPost: {"query_sample", (*server).querySamples, false}},
 	"v2/events":                   getting("events:index", (*server).events),
 	"v2/events/{}":                getting("events:show", (*server).event),
 	"v2/event_types":              getting(anyone, (*server).eventTypes),
 	"v2/event_types/{}":           getting(anyone, (*server).eventType),
 	"v2/event_types/{}/traits":    getting(anyone, (*server).traitDescriptions),
 	"v2/event_types/{}/traits/{}": getting(anyone, (*server).traits),
-	"v2/ingest/samples":           posting("ingest", (*server).ingestSamples),
-	"v2/ingest/events":            posting("ingest", (*server).ingestEvents),
+	"v2/ingest/samples":           storing("ingest", (*server).ingestSamples),
+	"v2/ingest/events":            storing("ingest", (*server).ingestEvents),
 }
 
 var errNoRoute = &fault{status: http.StatusNotFound, text: "The resource could not be found."}
@@ -392,7 +423,10 @@ const spillAt = 64 << 10
 // return an error.
 type output struct {
 	w       http.ResponseWriter
-	kind    string // content type
+	conn    *http.ResponseController
+	within  time.Duration // how long the client may take for a part
+	sent    func()        // is called after each part; nil: nobody wants to know
+	kind    string        // content type
 	status  int
 	buf     []byte
 	started bool
@@ -417,8 +451,12 @@ func (o *output) finish() error {
 	if len(o.buf) == 0 {
 		return nil
 	}
+	_ = o.conn.SetWriteDeadline(time.Now().Add(o.within)) // as it could be set
 	_, err := o.w.Write(o.buf)
 	o.buf = o.buf[:0]
+	if o.sent != nil {
+		o.sent()
+	}
 	return err
 }
 

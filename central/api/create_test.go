@@ -276,7 +276,7 @@ func TestABodyThatNeverEnds(t *testing.T) {
 // than a body.
 func TestABodyThatComesTooSlowly(t *testing.T) {
 	slow := make(chan struct{})
-	server := httptest.NewServer(api.BodyWithin(api.New(waiting{memory.New(time.Now), slow}, api.Options{}), 200*time.Millisecond))
+	server := httptest.NewServer(api.TransferWithin(api.New(waiting{memory.New(time.Now), slow}, api.Options{}), 200*time.Millisecond))
 	defer server.Close()
 	for name, tc := range map[string]struct{ request, want string }{
 		"of a length":        {"POST /v2/query/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", "HTTP/1.1 408 "},

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// BodyWithin lets a body take so long to come.
-func BodyWithin(h http.Handler, within time.Duration) http.Handler {
-	h.(*server).bodyWithin = within
+// TransferWithin lets a body, and a part of an answer, take so long.
+func TransferWithin(h http.Handler, within time.Duration) http.Handler {
+	h.(*server).transfer = within
 	return h
 }
 

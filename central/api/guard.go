@@ -115,8 +115,7 @@ type timedBody struct {
 
 // timeBody ends the connection of a client whose body takes longer to come, read
 // or not. Where there is no connection there is nothing to bound.
-func timeBody(w http.ResponseWriter, r *http.Request, within time.Duration) {
-	conn := http.NewResponseController(w)
+func timeBody(conn *http.ResponseController, r *http.Request, within time.Duration) {
 	if conn.SetReadDeadline(time.Now().Add(within)) == nil {
 		r.Body = &timedBody{r.Body, conn}
 	}

@@ -1,17 +1,22 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/kvmeter/kvmeter/central/api"
+	"github.com/kvmeter/kvmeter/central/store"
 )
 
 func TestRates(t *testing.T) {
@@ -112,4 +117,65 @@ func TestAddressesBehindProxies(t *testing.T) {
 			t.Errorf("%d: got %d from %q (%v), want %d from %q", i, w.Code, got.From, err, tc.status, tc.want)
 		}
 	}
+}
+
+// TestAnAnswerThatDoesNotGoOn holds that a query that costs too much ends, that one
+// whose parts come does not, and that a client that does not read ends it.
+func TestAnAnswerThatDoesNotGoOn(t *testing.T) {
+	h := api.New(waiting{storeOf(t), nil}, api.Options{Patience: 50 * time.Millisecond})
+	for method, path := range map[string]string{http.MethodGet: "/v2/samples", http.MethodPost: "/v2/query/samples"} {
+		w := ask(h, method, path, nil, "")
+		if got, want := fault(t, w), "The answer takes too long: ask for less time, or narrow the query."; w.Code != http.StatusServiceUnavailable || got != want {
+			t.Errorf("%s: got %d %s, want 503 %s", path, w.Code, got, want)
+		}
+	}
+	const parts = 20
+	w := ask(api.New(slowly{parts: parts}, api.Options{Patience: 2 * time.Second}), http.MethodGet, "/v2/samples?limit=10000000", nil, "")
+	if got := len(ids(t, w.Body.String())); w.Code != http.StatusOK || got != parts*partSamples {
+		t.Errorf("an answer whose parts come: got %d with %d samples", w.Code, got)
+	}
+	ended := make(chan error, 1)
+	server := httptest.NewServer(api.TransferWithin(api.New(slowly{parts: 1 << 40, ended: ended}, api.Options{}), 100*time.Millisecond))
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := io.WriteString(conn, "GET /v2/samples?limit=1000000000000 HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		t.Error("a client that does not read is served for ever")
+	}
+}
+
+// partSamples are samples enough for a part of an answer.
+const partSamples = 2000
+
+// slowly is a store that takes its time for each part of an answer.
+type slowly struct {
+	store.Store
+	parts int
+	ended chan error
+}
+
+func (s slowly) Samples(ctx context.Context, _ store.Filter, yield func(store.Sample) bool) error {
+	smp := store.Sample{Sample: gauge("a", "r", 0, 1)}
+	for range s.parts {
+		for range partSamples {
+			if !yield(smp) || ctx.Err() != nil {
+				if s.ended != nil {
+					s.ended <- ctx.Err()
+				}
+				return ctx.Err()
+			}
+		}
+		if s.ended == nil {
+			time.Sleep(150 * time.Millisecond)
+		}
+	}
+	return nil
 }

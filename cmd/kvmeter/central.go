@@ -210,8 +210,8 @@ func serveStore(ctx context.Context, cfg control.Store, listen control.API, publ
 
 // checkAPI returns what is wrong with the settings of the API.
 func checkAPI(a *control.API) error {
-	if a.RateLimit < 0 || a.DefaultLimit < 1 || a.MaxLimit < 0 {
-		return errors.New("api: rate_limit and max_limit must not be negative, and default_api_return_limit at least 1")
+	if a.RateLimit < 0 || a.DefaultLimit < 1 || a.MaxLimit < 0 || a.QueryTimeout < 0 {
+		return errors.New("api: rate_limit, query_timeout and max_limit must not be negative, and default_api_return_limit at least 1")
 	}
 	if a.Prefix != "" && a.Prefix[0] != '/' {
 		return fmt.Errorf("api.prefix %q does not begin with a slash", a.Prefix)
@@ -257,7 +257,7 @@ func loadPolicy(path string) (*api.Policy, error) {
 // apiOptions makes of the settings what the API is made with. done closes the
 // audit file.
 func apiOptions(ctx context.Context, a *control.API, log *zap.Logger) (o api.Options, done func(), err error) {
-	o = api.Options{Log: log, DefaultLimit: a.DefaultLimit, MaxLimit: a.MaxLimit, AllowedOrigins: a.AllowedOrigins, Prefix: a.Prefix, SampleSource: a.SampleSource}
+	o = api.Options{Log: log, DefaultLimit: a.DefaultLimit, MaxLimit: a.MaxLimit, AllowedOrigins: a.AllowedOrigins, Prefix: a.Prefix, Patience: a.QueryTimeout, SampleSource: a.SampleSource}
 	if o.Proxies, err = proxies(a.TrustedProxies); err != nil {
 		return o, nil, err
 	}

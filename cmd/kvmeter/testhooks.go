@@ -122,7 +122,7 @@ func (h *hooks) reset() error {
 	if err != nil {
 		return err
 	}
-	h.options = api.Options{Policy: policy, Publish: h.publish, Prefix: h.prefix}
+	h.options = api.Options{Policy: policy, Publish: h.publish, Prefix: h.prefix, Patience: time.Minute}
 	h.take()
 	h.handler = api.New(h.store, h.options)
 	return nil

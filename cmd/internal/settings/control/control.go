@@ -121,6 +121,9 @@ type API struct {
 	// send, and each address whose tokens nobody knows, where requests are
 	// authenticated; 0: no bound.
 	RateLimit float64 `yaml:"rate_limit"`
+	// QueryTimeout is how long the store may take to find each part of an
+	// answer; 0: as long as it takes.
+	QueryTimeout time.Duration `yaml:"query_timeout"`
 	// TrustedProxies is the list of addresses, or of networks such as
 	// 192.0.2.0/24, whose X-Forwarded-For says where a request comes from, for
 	// rate_limit and audit.
@@ -145,7 +148,7 @@ type API struct {
 	SampleSource string `yaml:"sample_source"`
 }
 
-var defaultAPI = API{Listen: "127.0.0.1:8777", Auth: auth.DefaultConfig(), RateLimit: 200, DefaultLimit: 100, Prefix: "/telemetry", SampleSource: "openstack"}
+var defaultAPI = API{Listen: "127.0.0.1:8777", Auth: auth.DefaultConfig(), RateLimit: 200, QueryTimeout: time.Minute, DefaultLimit: 100, Prefix: "/telemetry", SampleSource: "openstack"}
 
 // Up is up.yaml.
 type Up struct {
