@@ -289,3 +289,23 @@ func FuzzGuestStats(f *testing.F) {
 		}
 	})
 }
+
+func TestWhoADomainWasIsKnownForAWhile(t *testing.T) {
+	c := New(zaptest.NewLogger(t), Options{})
+	def := &collectors.Definition{UUID: "a", Project: "p"}
+	c.off["a"] = def
+	c.undefined("a")
+	c.undefined("a") // as after two events
+	c.undefined("b") // of which nothing was known
+	if got := c.Last("a"); got != def || c.off["a"] != nil {
+		t.Errorf("got %+v, want %+v, which is no domain any more", got, def)
+	}
+	if got := c.Last("b"); got != nil {
+		t.Errorf("of a domain that was never known there is %+v", got)
+	}
+	c.former["a"] = former{def, time.Now().Add(-2 * keepFormer)}
+	c.undefined("b")
+	if got := c.Last("a"); got != nil {
+		t.Errorf("long afterwards it is still %+v", got)
+	}
+}

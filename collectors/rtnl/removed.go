@@ -68,7 +68,7 @@ func onlyRemovals() *unix.SockFprog {
 func (c *Conn) Removed(each func(Removed)) error {
 	missed := false
 	for {
-		n, _, err := unix.Recvfrom(c.removed, c.buf, 0)
+		n, err := unix.Read(c.removed, c.buf)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.ENOBUFS:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,21 @@ func testUsage(t *testing.T, f *fixture) {
 		s.Resource = "vm-3"
 		add(s)
 	}
+	// It migrates to another node, and both have it for a while.
+	on := func(node string, after int64, v uint64, incarnation sample.Incarnation) {
+		m := reading("migrates", c, after, sample.Uint(v), incarnation)
+		m.Resource = "vm-4"
+		b := f.batch(m)
+		b.Batch.Node = node
+		f.append(t, seal(b.Batch))
+	}
+	on("node-2", -hour, 1, 10) // it is metered from here on
+	on("node-1", 0, 100, 8)
+	on("node-2", minute, 0, 9)
+	on("node-1", 2*minute, 160, 8)
+	on("node-2", 3*minute, 30, 9)
+	on("node-1", 3*minute+1, 165, 8)
+	on("node-2", 4*minute, 70, 9)
 	add(reading("events", sample.Delta, 0, sample.Uint(3), 0), reading("events", sample.Delta, 5*minute, sample.Uint(4), 0), reading("events", sample.Delta, 10*minute, sample.Uint(5), 0))
 	// 2.5 for 10 minutes, 7.5 of them in the period; then nothing for two hours.
 	g := sample.Gauge
@@ -84,11 +100,12 @@ func testUsage(t *testing.T, f *fixture) {
 			fmt.Sprint("memory vm-1 p1 ", 450*5*second/2, " of 1, covers 450 s gap: agent was down"),
 			"foreign vm-2 p1 29 of 4, covers 180 s gap: agent was down",
 			"stepped vm-3 p1 80 of 8, covers 480 s gap: agent was down",
+			"migrates vm-4 p1 235 of 6, covers 360 s gap: agent was down",
 		})
 		parts := map[int64]string{0: "50 of 3", 4: "10 of 3", 7: "20 of 2"} // they add up
 		for from, to := range map[int64]int64{0: 4, 4: 7, 7: 9} {
 			rows := f.usage(t, from*minute, to*minute)
-			if got := rows[len(rows)-1]; !strings.HasPrefix(got, "stepped vm-3 p1 "+parts[from]) {
+			if got := rows[slices.IndexFunc(rows, func(r string) bool { return strings.HasPrefix(r, "stepped") })]; !strings.HasPrefix(got, "stepped vm-3 p1 "+parts[from]) {
 				t.Errorf("from minute %d to %d: got %q, want %q", from, to, got, parts[from])
 			}
 		}
