@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kvmeter/kvmeter/agent"
@@ -130,6 +131,12 @@ func lintPipeline(file string, data []byte) ([]definition.Finding, error) {
 			fail(": %v", err)
 		case events && !s.Events:
 			fail(" takes samples only")
+		case s.Lazy:
+			if p, err := s.New(t.URL, publisher.Deps{Log: zap.NewNop(), Name: "lint"}); err != nil {
+				fail(": %v", err)
+			} else {
+				_ = p.Close()
+			}
 		}
 	}
 	return findings, nil

@@ -83,6 +83,9 @@ type Scheme struct {
 	// Durable is true where what was published cannot get lost and needs no spool:
 	// it is the bus.
 	Durable bool
+	// Lazy is true where New only looks at the URL: it opens no connection and no
+	// file to write, so that it may be called to see whether the options are right.
+	Lazy bool
 	// Signs is true where derived batches are sent on and so need the
 	// notifier's key.
 	Signs bool
