@@ -126,6 +126,10 @@ bench-central: go ## CPU and bytes a sample of the store, its commits, and its q
 	$(GO) test -run '^$$' -bench 'Commit' -benchtime 600x ./central/store/local
 	$(GO) test -run '^$$' -bench 'Newest100|Query|Month' -timeout 60m ./central/store/local
 
+.PHONY: bench-paced
+bench-paced: go ## ten minutes of 100,000 samples/s of a million series into the store: CPU, memory, commits, lag
+	$(GO) test -run '^$$' -bench Paced -benchtime 6000x -timeout 30m ./central/store/local
+
 .PHONY: bench-notifier
 bench-notifier: go build bin/lab ## µs of CPU a notification, beside Ceilometer's notification agent
 	@scripts/packages.sh "the benchmark" rabbitmq-server $(PACKAGES_WIRE)
