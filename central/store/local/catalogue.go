@@ -169,6 +169,14 @@ func openCatalogue(path string) (*catalogue, error) {
 	return c, nil
 }
 
+// close closes the file, after what is being written: a flush of a store that
+// failed may still be at it.
+func (c *catalogue) close() error {
+	c.save.Lock()
+	defer c.save.Unlock()
+	return c.db.Close()
+}
+
 func (c *catalogue) load() error {
 	var version int
 	if err := c.db.QueryRow("PRAGMA user_version").Scan(&version); err != nil {

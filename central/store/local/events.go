@@ -311,12 +311,11 @@ func (s *Store) Events(ctx context.Context, q store.EventQuery, yield func(sampl
 	if err := s.enter(); err != nil {
 		return err
 	}
-	defer s.readers.Done()
 	v := &eventView{ctx: ctx, snap: s.db.NewSnapshot(), query: &q}
 	s.mu.RLock() // later than the snapshot: it misses no day
 	v.days = s.eventDays
 	s.mu.RUnlock()
-	return errors.Join(v.run(yield), v.snap.Close())
+	return errors.Join(v.run(yield), s.leave(v.snap))
 }
 
 func (v *eventView) run(yield func(sample.Event) bool) error {

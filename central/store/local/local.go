@@ -191,10 +191,12 @@ func (s *Store) open(dir string) error {
 	if s.lock, err = pebble.LockDirectory(samples, s.disk); err != nil {
 		return fmt.Errorf("another kvmeter uses this store; stop it or choose another folder (%w)", err)
 	}
+	// Where its Open returns an error Pebble panics if it is reading its tables'
+	// statistics by then: it must not see one.
+	s.disk.run()
 	if s.db, err = pebble.Open(samples, s.pebbleOptions()); err != nil {
 		return fmt.Errorf("open samples: %w", err)
 	}
-	s.disk.run()
 	flushed, err := s.loadState()
 	if err != nil {
 		return err
@@ -215,7 +217,7 @@ func (s *Store) release() error {
 		errs = append(errs, s.contain(s.db.Close, s.disk.stalled()))
 	}
 	if s.catalogue != nil {
-		errs = append(errs, s.catalogue.db.Close())
+		errs = append(errs, s.catalogue.close())
 	}
 	if s.lock != nil && s.failure() == nil {
 		errs = append(errs, s.lock.Close())
@@ -242,7 +244,7 @@ func (s *Store) Close() error {
 			return nil
 		}, s.disk.stalled())
 		if err != nil {
-			s.closed = fmt.Errorf("close store: %w", errors.Join(err, s.catalogue.db.Close()))
+			s.closed = fmt.Errorf("close store: %w", errors.Join(err, s.catalogue.close()))
 			return
 		}
 		s.closed = s.release()

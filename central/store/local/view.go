@@ -134,14 +134,32 @@ func (s *Store) enter() error {
 }
 
 func (v *view) close() error {
-	defer v.s.readers.Done()
 	var errs []error
 	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches, v.rollups, v.dayRollups} {
 		if it != nil {
 			errs = append(errs, it.Close())
 		}
 	}
-	return errors.Join(append(errs, v.snap.Close())...)
+	return errors.Join(append(errs, v.s.leave(v.snap))...)
+}
+
+// leave ends a query that s.enter began. When its snapshot is closed Pebble may
+// compact what only that needed, and waits for its manifest to be written before:
+// for ever in a store that has failed, for space on a full disk. The query does
+// not.
+func (s *Store) leave(snap *pebble.Snapshot) error {
+	closed := make(chan error, 1)
+	go func() {
+		defer s.readers.Done()
+		closed <- snap.Close()
+	}()
+	select {
+	case err := <-closed:
+		return err
+	case <-s.failing:
+	case <-s.disk.stalled():
+	}
+	return nil
 }
 
 // headRows yields the rows of a resource that are in the heads.
