@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"math"
+	"math/big"
 	"os"
 	"slices"
 	"testing"
@@ -26,6 +27,8 @@ func (w *world) check() (made, missing int) {
 	ctx := context.Background()
 	stored := map[sampleKey]int{}
 	newest := map[[2]string]store.Sample{}
+	used := map[[2]string]uint64{} // by how much the highest exceeds the first in time
+	high := map[[2]string]uint64{}
 	if err := w.store.Samples(ctx, store.Filter{}, func(s store.Sample) bool {
 		key := sampleKey{s.Resource, s.Name, s.Volume.Bits}
 		stored[key]++
@@ -40,6 +43,19 @@ func (w *world) check() (made, missing int) {
 			w.t.Errorf("the counter %v goes back: %d at %d, %d at %d", series, s.Volume.Bits, s.Time, before.Volume.Bits, before.Time)
 		}
 		newest[series] = s
+		high[series] = max(high[series], s.Volume.Bits)
+		used[series] = high[series] - s.Volume.Bits
+		return true
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.store.Usage(ctx, store.UsageQuery{From: 0, To: math.MaxInt64}, func(u store.Usage) bool {
+		series := [2]string{u.Resource, u.Name}
+		is := func(n uint64) bool { return u.Quantity.Rat().Cmp(new(big.Rat).SetInt(new(big.Int).SetUint64(n))) == 0 }
+		// Where the first came in a batch of the notifier's, it counts from zero.
+		if !is(used[series]) && !is(high[series]) {
+			w.t.Errorf("usage of %v is %s, want %d, or all %d", series, u.Quantity, used[series], high[series])
+		}
 		return true
 	}); err != nil {
 		w.t.Fatal(err)

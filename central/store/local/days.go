@@ -23,8 +23,7 @@ func (r *run) merge(n *run, kind sample.Kind, known bool) bool {
 	}
 	switch kind {
 	case sample.Cumulative:
-		r.steps.Add(step(r.lastVolume, n.firstVolume, known))
-		r.steps.Add(n.steps)
+		r.steps.Add(n.rise(r.lastVolume, r.maxVolume, known))
 	case sample.Gauge:
 		gap := n.first - r.last
 		if gap > store.Hold.Microseconds() {

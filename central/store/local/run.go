@@ -63,6 +63,17 @@ func (r *run) add(p *point, kind sample.Kind, known bool) {
 	r.squares += d * (f - r.mean)
 }
 
+// rise is what a run of a cumulative meter adds to what came before: that ended at a
+// volume, and was never above high.
+func (r *run) rise(last, high sample.Volume, known bool) store.Exact {
+	if known {
+		return step(high, r.maxVolume, known)
+	}
+	e := step(last, r.firstVolume, known)
+	e.Add(r.steps)
+	return e
+}
+
 // step is what a cumulative meter adds: by what exceeds the highest volume before, or
 // where its incarnation is not known the one before, below which it started anew.
 func step(before, v sample.Volume, known bool) (e store.Exact) {

@@ -274,14 +274,10 @@ func (u *usage) cumulative(m *meter, c *chain, r *run) {
 	known := c.incarnation != 0
 	quantity := r.steps
 	covered := r.last - r.first
-	if c.last != nil {
-		covered = r.last - max(c.last.last, u.query.From)
-	}
 	switch {
-	case c.last != nil && known:
-		quantity = step(c.high, r.maxVolume, known)
 	case c.last != nil:
-		quantity.Add(step(c.last.lastVolume, r.firstVolume, known))
+		covered = r.last - max(c.last.last, u.query.From)
+		quantity = r.rise(c.last.lastVolume, c.high, known)
 	case known && u.meteredBefore(r.node, c.born) && r.first-c.born <= store.StartWithin.Microseconds():
 		quantity.AddVolume(r.firstVolume)
 	}
