@@ -276,7 +276,7 @@ func TestABodyThatNeverEnds(t *testing.T) {
 // than a body.
 func TestABodyThatComesTooSlowly(t *testing.T) {
 	slow := make(chan struct{})
-	server := httptest.NewServer(api.TransferWithin(api.New(waiting{memory.New(time.Now), slow}, api.Options{}), 200*time.Millisecond))
+	server := httptest.NewServer(api.TransferWithin(api.New(waiting{memory.New(time.Now), slow}, api.Options{}), time.Second))
 	defer server.Close()
 	for name, tc := range map[string]struct{ request, want string }{
 		"of a length":        {"POST /v2/query/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", "HTTP/1.1 408 "},
@@ -299,7 +299,7 @@ func TestABodyThatComesTooSlowly(t *testing.T) {
 			}
 		})
 	}
-	time.AfterFunc(600*time.Millisecond, func() { close(slow) })
+	time.AfterFunc(2500*time.Millisecond, func() { close(slow) })
 	resp, err := http.Post(server.URL+"/v2/query/samples", "application/json", strings.NewReader("{}"))
 	if err != nil {
 		t.Fatal(err)

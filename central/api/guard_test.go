@@ -129,8 +129,8 @@ func TestAnAnswerThatDoesNotGoOn(t *testing.T) {
 			t.Errorf("%s: got %d %s, want 503 %s", path, w.Code, got, want)
 		}
 	}
-	const parts = 20
-	w := ask(api.New(slowly{parts: parts}, api.Options{Patience: 2 * time.Second}), http.MethodGet, "/v2/samples?limit=10000000", nil, "")
+	const parts = 10
+	w := ask(api.New(slowly{parts: parts}, api.Options{Patience: 4 * time.Second}), http.MethodGet, "/v2/samples?limit=10000000", nil, "")
 	if got := len(ids(t, w.Body.String())); w.Code != http.StatusOK || got != parts*partSamples {
 		t.Errorf("an answer whose parts come: got %d with %d samples", w.Code, got)
 	}
@@ -174,7 +174,7 @@ func (s slowly) Samples(ctx context.Context, _ store.Filter, yield func(store.Sa
 			}
 		}
 		if s.ended == nil {
-			time.Sleep(150 * time.Millisecond)
+			time.Sleep(500 * time.Millisecond)
 		}
 	}
 	return nil
