@@ -303,7 +303,7 @@ func openStore(ctx context.Context, cfg control.Store, log *zap.Logger, registry
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			err = fmt.Errorf("%w: let this user write there, or set store.path to a folder of its own", err)
-		case errors.Is(err, store.ErrDiskFull), err != nil && strings.Contains(err.Error(), syscall.ENOSPC.Error()): // which SQLite does not wrap
+		case err != nil && strings.Contains(err.Error(), syscall.ENOSPC.Error()): // which Pebble does not wrap
 			err = fmt.Errorf("open store %s: its disk is full; free some space and start again", cfg.Path)
 		}
 		return s, err

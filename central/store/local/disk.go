@@ -29,6 +29,7 @@ type disk struct {
 
 	mu      sync.Mutex
 	running bool          // before, errors are returned as they are
+	patient bool          // writes wait for space; before, having none is an error as others are
 	waiting int           // writes that wait for space
 	stall   chan struct{} // closed while there are some
 	checked time.Time
@@ -47,6 +48,15 @@ func (d *disk) run() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.running = true
+}
+
+// wait makes writes that find no space wait for some from now on. A store that
+// is being opened does not: who was told that it could not be must not find it
+// open later.
+func (d *disk) wait() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.patient = true
 }
 
 // makeFolder makes a folder and its missing parents, and syncs the entries of
@@ -137,7 +147,7 @@ func (d *disk) write(op func() error) error {
 		d.mu.Unlock()
 		return err
 	}
-	if noSpace(err) {
+	if noSpace(err) && d.patient {
 		if d.waiting++; d.waiting == 1 {
 			close(d.stall)
 			d.log.Error("disk is full; the store waits for space", zap.String("folder", d.dir))

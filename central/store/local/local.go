@@ -164,7 +164,7 @@ func Open(dir string, options Options) (*Store, error) {
 	}
 	s.disk = newDisk(o.fs, dir, o.MinFree, o.Log, s.fail)
 	s.metrics = newMetrics(s)
-	if err := s.contain(func() error { return s.open(dir) }, s.disk.stalled()); err != nil {
+	if err := s.contain(func() error { return s.open(dir) }, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.release())
 	}
 	if err := s.metrics.register(o.Registry); err != nil {
@@ -207,7 +207,11 @@ func (s *Store) open(dir string) error {
 	if err := s.load(); err != nil {
 		return err
 	}
-	return s.replay(flushed)
+	if err := s.replay(flushed); err != nil {
+		return err
+	}
+	s.disk.wait()
+	return nil
 }
 
 // release closes what is open. A Pebble that hangs in a write is left as it is.
