@@ -45,7 +45,7 @@ func must(t *testing.T, err error) {
 // paused, and compares what they send; and what Ceilometer's notification agent
 // writes of both, and kvmeter's notifier and store have of Ceilometer's.
 func TestComputeAgents(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	l := lab.Start(t, lab.Options{})
 	must(t, l.StartLibvirt(ctx))
