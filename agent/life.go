@@ -367,13 +367,13 @@ func (a *Agent) settleEnd(p bpf.Proc, e *end, now time.Time) (done bool) {
 		}
 	}
 	d := e.d
-	if !d.ready {
+	if !d.ready || d.def == nil { // libvirt may have told meanwhile
 		if a.identify(d, now); !d.ready {
 			return false
 		}
 	}
 	a.lastOfNICs(d)
-	if d.def == nil && a.guest != nil && now.Sub(d.found) < lostAfter { // else it is not libvirt's
+	if d.def == nil && a.guest != nil && now.Sub(d.found) < retryTaps { // else it is not libvirt's
 		a.lost([]device{{d.uuid, 0}}, d, now.UnixMicro(), endedUnknown)
 	}
 	a.account(d, lived)
