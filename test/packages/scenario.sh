@@ -16,7 +16,7 @@ install() { apt-get install -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 "$
 # What a package could leave, but for the backups of passwd and group.
 files() {
   find /etc /usr /opt /srv -xdev | grep -v '^/etc/[a-z]*-$' | sort
-  ls -d /var/*/*kvmeter* /run/*kvmeter* /sys/fs/bpf/kvmeter 2>/dev/null || :
+  ls -d /var/lib/*kvmeter* /var/log/*kvmeter* /var/cache/*kvmeter* /run/*kvmeter* /sys/fs/bpf/kvmeter 2>/dev/null || :
   getent passwd
   getent group
 }
