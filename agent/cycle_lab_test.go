@@ -204,7 +204,7 @@ func TestLabLifeCycle(t *testing.T) {
 	})
 
 	on("a disk that is plugged in counts from zero, and again when it comes back", func(t *testing.T) {
-		image := filepath.Join(l.Dir(), "vdb.raw")
+		image := filepath.Join(t.TempDir(), "vdb.raw")
 		must(t, os.WriteFile(image, make([]byte, 1<<20), 0o666))
 		xml := `<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='` + image +
 			`'/><target dev='vdb' bus='virtio'/><serial>c1d2</serial></disk>`
