@@ -18,6 +18,10 @@ const Hold = time.Hour
 // sample of one of its meters may come to be counted from zero.
 const StartWithin = time.Hour
 
+// SettleWithin is how long after the first sample of a node all that it had before
+// has been metered: meters that are polled seldom come minutes after the others.
+const SettleWithin = 10 * time.Minute
+
 // UsageQuery asks how much was used.
 type UsageQuery struct {
 	From, To int64 // µs: [From, To)
@@ -35,7 +39,7 @@ type UsageQuery struct {
 // before the period, of the same incarnation: where a node's clock was set back, samples
 // of two times lie between each other. The first sample of an
 // incarnation adds all of its volume, as that began with zero: if the node was
-// metered before, and the sample came within [StartWithin] of the
+// metered [SettleWithin] before, and the sample came within [StartWithin] of the
 // incarnation's first. Foreign samples, of which no incarnation is known, add the
 // difference to the sample before; those that go back started anew, from zero. A
 // delta adds its volume. A gauge adds its volume multiplied by
@@ -56,6 +60,12 @@ type Usage struct {
 	Origins     []sample.Origin // of the samples, sorted
 	Nodes       []string        // that sent them, sorted
 	Gaps        []sample.Gap    // that overlap the period and are about this meter and resource or node
+}
+
+// FromZero reports whether a first sample at a time is counted from zero, given when
+// the node and the incarnation were first metered. All are µs.
+func FromZero(at, node, incarnation int64) bool {
+	return incarnation-node >= SettleWithin.Microseconds() && at-incarnation <= StartWithin.Microseconds()
 }
 
 // Check returns an error for a query that no engine can answer.

@@ -278,7 +278,7 @@ func (u *usage) cumulative(m *meter, c *chain, r *run) {
 	case c.last != nil:
 		covered = r.last - max(c.last.last, u.query.From)
 		quantity = r.rise(c.last.lastVolume, c.high, known)
-	case known && u.meteredBefore(r.node, c.born) && r.first-c.born <= store.StartWithin.Microseconds():
+	case known && store.FromZero(r.first, u.metered(r.node), c.born):
 		quantity.AddVolume(r.firstVolume)
 	}
 	if row := u.row(m, r); row != nil {
@@ -286,10 +286,11 @@ func (u *usage) cumulative(m *meter, c *chain, r *run) {
 	}
 }
 
-func (u *usage) meteredBefore(node uint32, t int64) bool {
+// metered returns when a node was first metered, in µs.
+func (u *usage) metered(node uint32) int64 {
 	u.s.mu.RLock()
 	defer u.s.mu.RUnlock()
-	return u.s.catalogue.metered[node] < t
+	return u.s.catalogue.metered[node]
 }
 
 func (u *usage) gauge(m *meter, c *chain, r *run) {

@@ -69,7 +69,7 @@ func (s *Store) Usage(ctx context.Context, q store.UsageQuery, yield func(store.
 				}
 				if i == 0 {
 					b := born[bornKey{sm.Resource, sm.Source, sm.Incarnation}]
-					if known && metered[s.nodes[at]] < b && sm.Time-b <= store.StartWithin.Microseconds() {
+					if known && store.FromZero(sm.Time, metered[s.nodes[at]], b) {
 						quantity.AddVolume(sm.Volume)
 					}
 					break

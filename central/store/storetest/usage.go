@@ -66,21 +66,24 @@ func testUsage(t *testing.T, f *fixture) {
 		s.Resource = "vm-3"
 		add(s)
 	}
-	// It migrates to another node, and both have it for a while.
-	on := func(node string, after int64, v uint64, incarnation sample.Incarnation) {
-		m := reading("migrates", c, after, sample.Uint(v), incarnation)
-		m.Resource = "vm-4"
+	on := func(node string, m sample.Sample, resource string) {
+		m.Resource = resource
 		b := f.batch(m)
 		b.Batch.Node = node
 		f.append(t, seal(b.Batch))
 	}
-	on("node-2", -hour, 1, 10) // it is metered from here on
-	on("node-1", 0, 100, 8)
-	on("node-2", minute, 0, 9)
-	on("node-1", 2*minute, 160, 8)
-	on("node-2", 3*minute, 30, 9)
-	on("node-1", 3*minute+1, 165, 8)
-	on("node-2", 4*minute, 70, 9)
+	// It migrates to another node, and both have it for a while.
+	on("node-2", reading("migrates", c, -hour, sample.Uint(1), 10), "vm-4") // it is metered from here on
+	on("node-1", reading("migrates", c, 0, sample.Uint(100), 8), "vm-4")
+	on("node-2", reading("migrates", c, minute, sample.Uint(0), 9), "vm-4")
+	on("node-1", reading("migrates", c, 2*minute, sample.Uint(160), 8), "vm-4")
+	on("node-2", reading("migrates", c, 3*minute, sample.Uint(30), 9), "vm-4")
+	on("node-1", reading("migrates", c, 3*minute+1, sample.Uint(165), 8), "vm-4")
+	on("node-2", reading("migrates", c, 4*minute, sample.Uint(70), 9), "vm-4")
+	// It ran for a year before its node was metered; its disks are polled seldom.
+	on("node-3", reading("old cpu", c, 0, sample.Uint(1_000_000), 11), "vm-5")
+	on("node-3", reading("old disk", c, 5*minute, sample.Uint(9_000_000), 12), "vm-5")
+	on("node-3", reading("old disk", c, 6*minute, sample.Uint(9_000_006), 12), "vm-5")
 	add(reading("events", sample.Delta, 0, sample.Uint(3), 0), reading("events", sample.Delta, 5*minute, sample.Uint(4), 0), reading("events", sample.Delta, 10*minute, sample.Uint(5), 0))
 	// 2.5 for 10 minutes, 7.5 of them in the period; then nothing for two hours.
 	g := sample.Gauge
@@ -101,6 +104,8 @@ func testUsage(t *testing.T, f *fixture) {
 			"foreign vm-2 p1 29 of 4, covers 180 s gap: agent was down",
 			"stepped vm-3 p1 80 of 8, covers 480 s gap: agent was down",
 			"migrates vm-4 p1 235 of 6, covers 360 s gap: agent was down",
+			"old cpu vm-5 p1 0 of 1, covers 0 s",
+			"old disk vm-5 p1 6 of 2, covers 60 s",
 		})
 		parts := map[int64]string{0: "50 of 3", 4: "10 of 3", 7: "20 of 2"} // they add up
 		for from, to := range map[int64]int64{0: 4, 4: 7, 7: 9} {
