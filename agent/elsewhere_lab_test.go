@@ -13,12 +13,16 @@ import (
 	"github.com/kvmeter/kvmeter/bpf"
 	"github.com/kvmeter/kvmeter/collectors/all"
 	"github.com/kvmeter/kvmeter/sample"
+	"github.com/kvmeter/kvmeter/test/boot"
 	"github.com/kvmeter/kvmeter/test/lab"
 )
 
 // TestLabLibvirtElsewhere meters guests of a libvirt that is not as it is usually
 // installed: the agent needs its socket, and finds all else by itself.
 func TestLabLibvirtElsewhere(t *testing.T) {
+	if inVM() {
+		t.Skip(boot.NoLab)
+	}
 	for name, opts := range map[string]lab.Options{
 		"in a container, with PIDs, mounts and paths of images of its own": {Container: true},
 		"in a container that has a network of its own, too":                {Container: true, Apart: true},

@@ -250,6 +250,9 @@ func (c *child) stop(t testing.TB) {
 	for _, task := range tasks {
 		for {
 			stat, err := os.ReadFile("/proc/" + strconv.Itoa(c.proc.PID) + "/task/" + task.Name() + "/stat")
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+				break // the thread has ended
+			}
 			if err != nil {
 				t.Fatal(err)
 			}

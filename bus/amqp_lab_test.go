@@ -490,6 +490,7 @@ func TestRabbitMQ(t *testing.T) {
 
 	t.Run("a publisher waits for a broker that is away", func(t *testing.T) {
 		empty(t, r.URL())
+		time.Sleep(3 * time.Second) // RabbitMQ 3.10 has just been killed, and is left a while to write
 		if err := r.Kill9(t.Context()); err != nil {
 			t.Fatal(err)
 		}

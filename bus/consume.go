@@ -149,6 +149,19 @@ func (s *amqpSource) poll() *Delivery {
 	return &s.taken[s.next-1].Delivery
 }
 
+// farewell is how long what was decided may still take when its consumer is to end.
+const farewell = 2 * time.Second
+
+// outlast returns a context that ends a while after ctx does.
+func outlast(ctx context.Context, while time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(while, cancel) })
+	return longer, func() {
+		stop()
+		cancel()
+	}
+}
+
 // settle copies the rejected messages to the dead-letter queue, waits until
 // they are confirmed there, and acks all that are decided: with one frame as
 // far as no undecided one lies between.
@@ -160,6 +173,8 @@ func (s *amqpSource) settle(ctx context.Context, ds []*Delivery) error {
 		}
 	}
 	if len(dead) > 0 {
+		ctx, cancel := outlast(ctx, farewell)
+		defer cancel()
 		if err := s.a.publish(ctx, dead); err != nil {
 			return fmt.Errorf("move to %s: %w", DeadLetterQueue, err)
 		}

@@ -73,7 +73,7 @@ func missing(t *testing.T, l *lab.Lab, g *lab.Guest) {
 		noKVM     = "Note: kvm.* cannot be collected: load kvm: "
 		noHooks   = "Note: the hooks disk, tcx, runqueue, exits cannot be used, which costs disk.host.device.read.requests, "
 		noTypes   = "Note: the hooks disk, runqueue, exits cannot be used, which costs disk.host.device.read.requests, " // tcx needs none
-		noLibvirt = "Note: libvirt does not answer (there is no socket /nonexistent/libvirt-sock-ro): "
+		noLibvirt = "Note: libvirt does not answer (there is no socket /nonexistent/libvirt-sock-ro (is libvirtd or virtqemud there?"
 	)
 	agent := binary(t, "kvmeter-agent")
 	for name, tc := range map[string]struct {
