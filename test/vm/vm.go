@@ -61,6 +61,9 @@ var modules = []string{"virtio_pci", "virtio_blk", "tun", "veth", "bridge", "vho
 const (
 	// Without what emulation is slow at: five levels of page tables, wide vectors.
 	cpu = "max,+svm,-la57,-avx,-avx2"
+	// Parallel is QEMU's emulation with a thread for each CPU, Serial with one for all:
+	// it is slower, and no CPU runs while another one changes the kernel's code.
+	Parallel, Serial = "tcg,thread=multi", "tcg,thread=single"
 	// The kernel's fences against a CPU's guesses cost much and change nothing here.
 	kernelArgs = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off"
 	memory     = "2048"
@@ -315,9 +318,9 @@ func (w watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Run boots the kernel, runs the programs in it and copies what they say to
+// Run boots the kernel, emulated as accel says, runs the programs in it and copies what they say to
 // out. The error says why the guest did not do all of them, with its console.
-func (b *Builder) Run(ctx context.Context, k Kernel, programs []Program, out io.Writer) (Report, error) {
+func (b *Builder) Run(ctx context.Context, k Kernel, accel string, programs []Program, out io.Writer) (Report, error) {
 	kernel, err := b.kernel(ctx, k)
 	if err != nil {
 		return Report{}, err
@@ -334,7 +337,7 @@ func (b *Builder) Run(ctx context.Context, k Kernel, programs []Program, out io.
 	ctx, cancel := context.WithTimeout(ctx, lifetime+30*time.Second)
 	defer cancel()
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", memory,
+		"-machine", "pc", "-accel", accel, "-cpu", cpu, "-smp", "2", "-m", memory,
 		"-nodefaults", "-display", "none", "-no-reboot",
 		"-kernel", filepath.Join(kernel, "vmlinuz"), "-initrd", initrd,
 		"-append", kernelArgs,
