@@ -45,12 +45,12 @@ func TestKernels(t *testing.T) {
 	for _, k := range Kernels {
 		t.Run(k.Name, func(t *testing.T) {
 			begin := time.Now()
-			r, err := b.Run(t.Context(), k, Parallel, programs, t.Output())
+			r, err := b.Run(t.Context(), k, programs, t.Output())
 			// QEMU's emulation now and then stops a CPU for good, or has it trip
 			// over a breakpoint that is gone, while the kernel changes its own code.
 			for boots := 1; err != nil && len(r.Failures) == 0 && boots < 4; boots++ {
 				t.Logf("the guest is booted once more, since it ended before its tests: %v", err)
-				r, err = b.Run(t.Context(), k, Serial, programs, t.Output())
+				r, err = b.Run(t.Context(), k, programs, t.Output())
 			}
 			if err != nil {
 				t.Error(err)
