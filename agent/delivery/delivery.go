@@ -420,6 +420,7 @@ func (d *Delivery) send(ctx context.Context, next func(time.Time) (*Group, time.
 			}
 			continue
 		}
+		began := time.Now()
 		pctx, cancel := context.WithTimeout(ctx, publishTimeout)
 		err := d.o.Publisher.Publish(pctx, g.Messages...)
 		cancel()
@@ -439,7 +440,8 @@ func (d *Delivery) send(ctx context.Context, next func(time.Time) (*Group, time.
 			log.Warn("cannot publish; batches wait", zap.Bool("on disk", d.onDisk()), zap.Error(err))
 		}
 		pause = min(max(2*pause, retryFirst), retryLast)
-		d.pause(ctx, pause/2+mathrand.N(pause/2))
+		// An attempt that took as long was pause enough: new batches waited for it.
+		d.pause(ctx, pause/2+mathrand.N(pause/2)-time.Since(began))
 	}
 }
 

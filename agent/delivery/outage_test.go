@@ -171,6 +171,37 @@ func TestADayOfOutage(t *testing.T) {
 	})
 }
 
+// TestABusThatComesBackIsUsedAtOnce has a bus that answers nothing for ten minutes:
+// once it does, what was made since the attempt that failed waits for no pause.
+func TestABusThatComesBackIsUsedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := NewMetrics(prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		pub := &slowBus{away: true}
+		d, err := New(Options{Log: zap.NewNop(), Metrics: m, Publisher: pub, Node: "node", Partitions: 1, QueueBytes: 1 << 20, Interval: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { d.Run(ctx) })
+		addBatch(d, time.Now())
+		time.Sleep(20*publishTimeout - time.Millisecond)
+		pub.mu.Lock()
+		pub.away = false
+		pub.mu.Unlock()
+		time.Sleep(2 * time.Millisecond)
+		synctest.Wait()
+		if pub.n != 1 {
+			t.Errorf("%d batches arrived when an attempt had just ended, want 1", pub.n)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
 // cpu returns the CPU time of the process.
 func cpu(b *testing.B) time.Duration {
 	var u unix.Rusage
