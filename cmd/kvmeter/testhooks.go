@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kvmeter/kvmeter/central/api"
@@ -115,7 +114,7 @@ func (h *hooks) reset() error {
 	}
 	h.stores++
 	var err error
-	if h.store, err = local.Open(h.path(), local.Options{Log: zap.NewNop(), Retention: -1, MinFree: 1}); err != nil {
+	if h.store, err = local.Open(h.path(), maintenanceOptions()); err != nil {
 		return err
 	}
 	policy, err := api.ParsePolicy([]byte(originalPolicy))

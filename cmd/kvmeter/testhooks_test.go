@@ -180,6 +180,13 @@ func TestTestHooks(t *testing.T) {
 	if got, want := h.list("/v2/samples", "meter"), "c"; got != want {
 		t.Errorf("sent directly: got %q, want %q", got, want)
 	}
+	for range 50 { // the store looks for what is past its retention when it is opened
+		h.hook(http.MethodPost, "reset", "")
+		h.hook(http.MethodPost, "events", `[{"message_id": "old", "event_type": "x", "generated": "2013-12-31T05:00:00", "raw": {}, "traits": []}]`)
+		if got := h.list("/v2/events", "message_id", "X-Roles", "admin", "X-Project-Id", "p", "X-User-Id", "u"); got != "old" {
+			t.Fatalf("an event of 2013: got %q", got)
+		}
+	}
 	for hook, body := range map[string]string{"samples": `[{}]`, "events": `[{}]`, "config": `{"limit": 1}`} {
 		if status, text := h.ask(http.MethodPost, h.hooks+hook, body); status != http.StatusBadRequest || text == "" {
 			t.Errorf("%s %s: got %d %s", hook, body, status, text)
