@@ -75,24 +75,39 @@ func (a *AMQP) Publish(ctx context.Context, ms ...Message) error {
 	return a.publish(ctx, out)
 }
 
+// askAgain is the longest pause before a queue that takes nothing is asked again. It
+// is short, since it adds up along the way, and with one message.
+const askAgain = 2 * time.Second
+
 // publish sends messages until all are confirmed.
 func (a *AMQP) publish(ctx context.Context, out []*outgoing) error {
-	retry := a.retry
-	for {
-		again, err := a.send(ctx, out)
-		if err == nil && len(again) == 0 {
-			for _, p := range out {
-				p.lane.full.over("RabbitMQ takes messages again")
-			}
-		}
-		if err != nil || len(again) == 0 {
+	if err := insist(ctx, out, backoff{min: a.retry.min, max: askAgain}, a.send); err != nil {
+		return err
+	}
+	for _, p := range out {
+		p.lane.full.over("RabbitMQ takes messages again")
+	}
+	return nil
+}
+
+// insist sends messages until none comes back: after a pause one of those that did,
+// and when it is taken, all.
+func insist(ctx context.Context, out []*outgoing, retry backoff, send func(context.Context, []*outgoing) (again []*outgoing, err error)) error {
+	for n := len(out); n > 0; {
+		again, err := send(ctx, out[:n])
+		if err != nil {
 			return err
 		}
-		out = again
-		if !retry.wait(ctx) {
-			return a.unconfirmed(ctx)
+		if len(again) < n {
+			retry.reset()
+		}
+		out = append(again, out[n:]...)
+		if n = len(out); len(again) > 0 {
+			n = 1
+			retry.wait(ctx) // once ctx has ended, send says so
 		}
 	}
+	return nil
 }
 
 // lane returns the way to the queue of a message, whose connection it begins.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,23 +43,25 @@ func (l *list) settle(context.Context, []*Delivery) error {
 }
 
 func TestPumpGivesBackWhatNobodyTakes(t *testing.T) {
-	src := &list{ds: []*Delivery{{}, {}, {}}}
-	calls := 0
-	held, err := pump(t.Context(), zap.NewNop(), src, 2, backoff{min: time.Millisecond, max: time.Millisecond}, 20*time.Millisecond,
-		func(_ context.Context, ds []*Delivery) error {
-			if calls++; calls == 3 {
-				ds[0].Ack() // from now on they are held anew
-			}
-			return errors.New("no disk")
-		})
-	if !errors.Is(err, errHeld) || len(held) != 2 || calls < 5 {
-		t.Errorf("pump returned %d deliveries and %v after %d calls", len(held), err, calls)
-	}
-	for _, d := range held {
-		if !d.Redelivered || d.verdict != undecided {
-			t.Errorf("held %+v", d)
+	synctest.Test(t, func(t *testing.T) {
+		src := &list{ds: []*Delivery{{}, {}, {}}}
+		calls := 0
+		held, err := pump(t.Context(), zap.NewNop(), src, 2, backoff{min: time.Millisecond, max: time.Millisecond}, 20*time.Millisecond,
+			func(_ context.Context, ds []*Delivery) error {
+				if calls++; calls == 3 {
+					ds[0].Ack() // from now on they are held anew
+				}
+				return errors.New("no disk")
+			})
+		if !errors.Is(err, errHeld) || len(held) != 2 || calls < 5 {
+			t.Errorf("pump returned %d deliveries and %v after %d calls", len(held), err, calls)
 		}
-	}
+		for _, d := range held {
+			if !d.Redelivered || d.verdict != undecided {
+				t.Errorf("held %+v", d)
+			}
+		}
+	})
 }
 
 func TestPumpEndsWhenItCantSettle(t *testing.T) {
