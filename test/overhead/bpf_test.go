@@ -3,6 +3,7 @@
 package overhead
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -130,7 +131,7 @@ func threadTime(b *testing.B) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-func median(d []time.Duration) time.Duration {
+func median[T cmp.Ordered](d []T) T {
 	slices.Sort(d)
 	return d[len(d)/2]
 }
