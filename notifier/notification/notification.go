@@ -92,6 +92,7 @@ type Decoder struct {
 // until the next call, but for its texts.
 func (d *Decoder) Decode(body []byte) (*Notification, error) {
 	d.parser.Reset()
+	d.parser.Inner = "oslo.message"
 	v, err := d.parser.Parse(unsafe.String(unsafe.SliceData(body), len(body)))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)

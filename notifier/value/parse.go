@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 	"unsafe"
@@ -29,9 +30,14 @@ var ErrSyntax = errors.New("malformed JSON")
 type Parser struct {
 	// Strict refuses NaN and infinities, which only Python's JSON has.
 	Strict bool
+	// Inner is the key of a member of the outermost object. Where that is a text that
+	// holds an object, it is read as that object, if its texts need no other escapes
+	// than JSON's writers make.
+	Inner string
 
 	text  string
 	pos   int
+	inner bool    // pos is within the text that Inner means
 	stack []Value // members and elements of what is not yet complete
 	slab  []Value // those of what is
 	buf   []byte  // of a text with escapes
@@ -41,7 +47,7 @@ type Parser struct {
 // Reset frees the memory of what was parsed: it must no longer be used.
 func (p *Parser) Reset() {
 	if cap(p.slab) > keptValues || cap(p.stack) > keptValues || len(p.buf) > 64*keptValues {
-		*p = Parser{Strict: p.Strict}
+		*p = Parser{Strict: p.Strict, Inner: p.Inner}
 	}
 	p.slab = p.slab[:0]
 }
@@ -58,7 +64,7 @@ func (p *Parser) Parse(text string) (Value, error) {
 // ParseValid is Parse of a text that is UTF-8 for certain, as those that were
 // parsed are.
 func (p *Parser) ParseValid(text string) (Value, error) {
-	p.text, p.pos, p.stack = text, 0, p.stack[:0]
+	p.start(text)
 	v, err := p.next()
 	if err == nil && p.pos != len(p.text) {
 		err = p.errorf("text after the end")
@@ -69,7 +75,7 @@ func (p *Parser) ParseValid(text string) (Value, error) {
 // ParseNext reads the first JSON value of a text and returns what follows it;
 // ok is false where nothing but blanks is left.
 func (p *Parser) ParseNext(text string) (v Value, rest string, ok bool, err error) {
-	p.text, p.pos, p.stack = text, 0, p.stack[:0]
+	p.start(text)
 	p.blanks()
 	if p.pos == len(text) {
 		return Value{}, "", false, nil
@@ -81,11 +87,15 @@ func (p *Parser) ParseNext(text string) (v Value, rest string, ok bool, err erro
 	return v, text[p.pos:], true, err
 }
 
+func (p *Parser) start(text string) {
+	p.text, p.pos, p.stack = text, 0, append(p.stack[:0], Value{})
+}
+
 func (p *Parser) next() (Value, error) {
 	p.blanks()
-	v, err := p.value(0)
+	err := p.value(0)
 	p.blanks()
-	return v, err
+	return p.stack[0], err
 }
 
 func (p *Parser) errorf(format string, args ...any) error {
@@ -93,46 +103,66 @@ func (p *Parser) errorf(format string, args ...any) error {
 }
 
 func (p *Parser) blanks() {
-	for p.pos < len(p.text) {
-		switch p.text[p.pos] {
-		case ' ', '\n', '\t', '\r':
-			p.pos++
-		default:
-			return
-		}
+	if p.pos < len(p.text) && p.text[p.pos] <= ' ' {
+		p.skip()
 	}
 }
 
-func (p *Parser) value(depth int) (Value, error) {
-	if p.pos == len(p.text) {
-		return Value{}, p.errorf("it ends within a value")
+func (p *Parser) skip() {
+	for p.pos < len(p.text) {
+		switch p.text[p.pos] {
+		case ' ':
+		case '\n', '\t', '\r':
+			if p.inner {
+				return // a control character within a text
+			}
+		default:
+			return
+		}
+		p.pos++
 	}
+}
+
+// value reads a value into the top of the stack, whose key it leaves alone.
+func (p *Parser) value(depth int) error {
+	if p.pos == len(p.text) {
+		return p.errorf("it ends within a value")
+	}
+	v := &p.stack[len(p.stack)-1]
 	switch c := p.text[p.pos]; c {
-	case '"':
-		s, err := p.string()
-		return Value{Kind: Text, Text: s}, err
+	case '"', '\\':
+		if !p.quote() {
+			break
+		}
+		var err error
+		v.Kind = Text
+		v.Text, err = p.string()
+		return err
 	case '{', '[':
 		if depth >= MaxDepth {
-			return Value{}, p.errorf("more than %d levels deep", MaxDepth)
+			return p.errorf("more than %d levels deep", MaxDepth)
 		}
 		p.pos++
 		return p.items(c == '{', depth+1)
 	case 't':
-		return Value{Kind: Bool, True: true}, p.word("true")
+		v.Kind, v.True = Bool, true
+		return p.word("true")
 	case 'f':
-		return Value{Kind: Bool}, p.word("false")
+		v.Kind = Bool
+		return p.word("false")
 	case 'n':
-		return Value{}, p.word("null")
+		return p.word("null")
 	case 'N', 'I':
 		if p.Strict {
 			break
 		}
+		v.Kind, v.Text = Float, "NaN"
 		if c == 'I' {
-			return Value{Kind: Float, Text: "Infinity"}, p.word("Infinity")
+			v.Text = "Infinity"
 		}
-		return Value{Kind: Float, Text: "NaN"}, p.word("NaN")
+		return p.word(v.Text)
 	}
-	return p.number()
+	return p.number(v)
 }
 
 func (p *Parser) word(word string) error {
@@ -144,25 +174,26 @@ func (p *Parser) word(word string) error {
 	return nil
 }
 
-func (p *Parser) number() (Value, error) {
+func (p *Parser) number(v *Value) error {
 	start := p.pos
 	if p.text[p.pos] == '-' {
 		p.pos++
 		if p.pos < len(p.text) && p.text[p.pos] == 'I' && !p.Strict {
-			return Value{Kind: Float, Text: "-Infinity"}, p.word("Infinity")
+			v.Kind, v.Text = Float, "-Infinity"
+			return p.word("Infinity")
 		}
 	}
 	whole := p.digits()
 	if whole == 0 || whole > 1 && p.text[p.pos-whole] == '0' {
 		p.pos = start
-		return Value{}, p.errorf("no JSON value")
+		return p.errorf("no JSON value")
 	}
 	kind := Int
 	if p.pos < len(p.text) && p.text[p.pos] == '.' {
 		kind = Float
 		p.pos++
 		if p.digits() == 0 {
-			return Value{}, p.errorf("no digit after the point")
+			return p.errorf("no digit after the point")
 		}
 	}
 	if p.pos < len(p.text) && (p.text[p.pos] == 'e' || p.text[p.pos] == 'E') {
@@ -172,22 +203,24 @@ func (p *Parser) number() (Value, error) {
 			p.pos++
 		}
 		if p.digits() == 0 {
-			return Value{}, p.errorf("no digit in the exponent")
+			return p.errorf("no digit in the exponent")
 		}
 	}
 	text := p.text[start:p.pos]
 	if kind == Int && whole > maxDigits {
-		return Value{}, p.errorf("an integer of %d digits, at most %d are read", whole, maxDigits)
+		return p.errorf("an integer of %d digits, at most %d are read", whole, maxDigits)
 	}
 	if kind == Float {
 		if f, err := strconv.ParseFloat(text, 64); err != nil { // out of range
-			return ofFloat(f), nil
+			v.Kind, v.Text = Float, ofFloat(f).Text
+			return nil
 		}
 	}
 	if text == "-0" {
 		text = "0"
 	}
-	return Value{Kind: kind, Text: text}, nil
+	v.Kind, v.Text = kind, text
+	return nil
 }
 
 func (p *Parser) digits() int {
@@ -198,40 +231,43 @@ func (p *Parser) digits() int {
 	return p.pos - start
 }
 
-// items reads what is in a list or object, after its bracket.
-func (p *Parser) items(object bool, depth int) (Value, error) {
-	v := Value{Kind: List}
-	end := byte(']')
+// items reads what is in a list or object, after its bracket, into the top of the
+// stack.
+func (p *Parser) items(object bool, depth int) error {
+	kind, end := List, byte(']')
 	if object {
-		v.Kind, end = Object, '}'
+		kind, end = Object, '}'
 	}
 	mark := len(p.stack)
+	p.stack[mark-1].Kind = kind
 	p.blanks()
 	if p.pos < len(p.text) && p.text[p.pos] == end {
 		p.pos++
-		return v, nil
+		return nil
 	}
 	for {
-		var key string
+		p.stack = append(p.stack, Value{})
+		whole := false
 		if object {
-			var err error
-			if key, err = p.key(); err != nil {
-				return v, err
+			key, err := p.key()
+			if err != nil {
+				return err
+			}
+			p.stack[len(p.stack)-1].Key = key
+			whole = depth == 1 && key == p.Inner && p.object()
+		}
+		if !whole {
+			if err := p.value(depth); err != nil {
+				return err
 			}
 		}
-		item, err := p.value(depth)
-		if err != nil {
-			return v, err
-		}
-		item.Key = key
-		p.stack = append(p.stack, item)
 		p.blanks()
 		if p.pos == len(p.text) {
-			return v, p.errorf("it ends within %v", v.Kind)
+			return p.errorf("it ends within %v", kind)
 		}
 		c := p.text[p.pos]
 		if c != ',' && c != end {
-			return v, p.errorf("neither a comma nor the end of %v", v.Kind)
+			return p.errorf("neither a comma nor the end of %v", kind)
 		}
 		p.pos++
 		if c == end {
@@ -248,13 +284,35 @@ func (p *Parser) items(object bool, depth int) (Value, error) {
 	}
 	from := len(p.slab)
 	p.slab = append(p.slab, p.stack[mark:]...)
-	v.Items = p.slab[from:len(p.slab):len(p.slab)]
+	p.stack[mark-1].Items = p.slab[from:len(p.slab):len(p.slab)]
 	p.stack = p.stack[:mark]
-	return v, nil
+	return nil
+}
+
+// object reads a text that holds an object, as that, into the top of the stack. It
+// reports whether it could; what cannot be read so may be right all the same.
+func (p *Parser) object() bool {
+	start, mark := p.pos, len(p.stack)
+	if p.inner || p.pos == len(p.text) || p.text[p.pos] != '"' {
+		return false
+	}
+	p.pos++
+	p.inner = true
+	p.blanks()
+	ok := p.pos < len(p.text) && p.text[p.pos] == '{' && p.value(0) == nil
+	p.blanks()
+	p.inner = false
+	if ok && p.pos < len(p.text) && p.text[p.pos] == '"' {
+		p.pos++
+		return true
+	}
+	p.pos, p.stack = start, p.stack[:mark]
+	p.stack[mark-1] = Value{Key: p.Inner}
+	return false
 }
 
 func (p *Parser) key() (string, error) {
-	if p.pos == len(p.text) || p.text[p.pos] != '"' {
+	if !p.quote() {
 		return "", p.errorf("a key of an object must be a text")
 	}
 	key, err := p.string()
@@ -268,6 +326,19 @@ func (p *Parser) key() (string, error) {
 	p.pos++
 	p.blanks()
 	return key, nil
+}
+
+// quote passes the quote with which a text begins; false: none begins here.
+func (p *Parser) quote() bool {
+	if p.pos < len(p.text) && p.text[p.pos] == '"' && !p.inner {
+		p.pos++
+		return true
+	}
+	if p.inner && strings.HasPrefix(p.text[p.pos:], `\"`) {
+		p.pos += 2
+		return true
+	}
+	return false
 }
 
 // dedupe leaves one of the members that have the same key: in the place of the
@@ -327,11 +398,13 @@ func (p *Parser) earlier(mark, n int, key string) int {
 	return -1
 }
 
-// string reads a text, from its first quote to after its last.
+// string reads a text, from after its first quote to after its last.
 func (p *Parser) string() (string, error) {
-	start := p.pos + 1
-	text := p.text
+	start, text := p.pos, p.text
 	i := plainUntil(text, start)
+	if p.inner {
+		return p.twice(start, i)
+	}
 	if i < len(text) {
 		switch text[i] {
 		case '"':
@@ -345,6 +418,47 @@ func (p *Parser) string() (string, error) {
 	}
 	p.pos = len(text)
 	return "", p.errorf("it ends within a text")
+}
+
+// twice reads a text of what is in a text itself, so that its quotes are escaped and
+// what it escapes is so twice. Its first special byte is at i. Other escapes than
+// those that this makes necessary are not read.
+func (p *Parser) twice(start, i int) (string, error) {
+	text := p.text
+	for plain := true; i+1 < len(text) && text[i] == '\\'; plain = false {
+		switch text[i+1] {
+		case '"':
+			p.pos = i + 2
+			if plain {
+				return text[start:i], nil
+			}
+			return p.once(text[start:i])
+		case '\\': // with what it escapes
+			i += 2
+			if i+1 < len(text) && text[i] == '\\' && (text[i+1] == '"' || text[i+1] == '\\') {
+				i += 2
+			}
+			i = plainUntil(text, i)
+		default:
+			return "", errInner
+		}
+	}
+	return "", errInner
+}
+
+// errInner is the error of a text in a text that [Parser.object] does not read.
+var errInner = fmt.Errorf("%w: within a text", ErrSyntax)
+
+// outer undoes the outer escapes of a text in a text.
+var outer = strings.NewReplacer(`\\`, `\`, `\"`, `"`)
+
+// once returns what a text in a text says.
+func (p *Parser) once(raw string) (string, error) {
+	text, pos := p.text, p.pos
+	p.text = outer.Replace(raw) + `"`
+	s, err := p.escaped(0, 0)
+	p.text, p.pos = text, pos
+	return s, err
 }
 
 // plainUntil returns where, from i on, is the first byte that does not stand for

@@ -180,6 +180,82 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// readTwice reads a text, and then what is in the texts that [Parser.Inner] means.
+func readTwice(text string) (Value, error) {
+	var p, inner Parser
+	v, err := p.Parse(text)
+	if err != nil || v.Kind != Object {
+		return v, err
+	}
+	for i := range v.Items {
+		m := &v.Items[i]
+		if m.Key != "m" || m.Kind != Text {
+			continue
+		}
+		if in, err := inner.ParseValid(m.Text); err == nil && in.Kind == Object {
+			in.Key = m.Key
+			*m = in
+		}
+	}
+	return v, nil
+}
+
+func TestAnObjectInATextIsReadInPlace(t *testing.T) {
+	for in, want := range map[string]bool{
+		`{"v": "2.0", "m": "{\"a\": \"b\", \"c\": [1, null, {\"m\": \"{}\"}]}"}`:           true,
+		`{"m": " {} ", "m": "{\"a\": \"\"}"}`:                                              true,
+		`{"m": "{\"a\": \"\\u00e9 \\\"quoted\\\" \\\\\\\" \\ud83d\\ude00\", \"\\n\": 1}"}`: true,
+		`{"m": "{\"a\": \"\u0062\"}"}`:                                                     false, // an outer escape that nothing makes necessary
+		`{"m": "{\n}"}`:                                                                    false,
+		`{"m": "{\"a\": \"\\x\"}"}`:                                                        false, // no escape
+		`{"m": "{\"a\": \"b\"} {}"}`:                                                       false,
+		`{"m": "[]"}`:                                                                      false,
+		`{"m": "{\"a\": \"b\"}`:                                                            false,
+		"{\"m\": \"{\n}\"}":                                                                false,
+		`{"m": "{\"a\": \"b\\"}`:                                                           false,
+		`{"m": "{"}`:                                                                       false,
+		`{"n": {"m": "{}"}, "o": "{\"}"}`:                                                  false,
+		`{"m": {"a": 1}}`:                                                                  true,
+		`{"m": "{\"a\": \"\\\\\"}", "b": 1}`:                                               true,
+	} {
+		p := Parser{Inner: "m"}
+		got, err := p.Parse(in)
+		whole := err == nil && got.Field("m") != nil && got.Field("m").Kind == Object
+		if whole != want {
+			t.Errorf("%s: read in place: %v (%v), want %v", in, whole, err, want)
+		}
+	}
+}
+
+func FuzzInner(f *testing.F) {
+	f.Add(`{"v": "2.0", "m": "{\"a\": \"b\", \"c\": [1, null, {\"m\": \"{}\"}]}"}`)
+	f.Add(`{"m": "{\"a\": \"\\u00e9 \\\"quoted\\\" \\\\\\\" \\ud83d\\ude00\", \"\\n\": 1}", "m": "{ }"}`)
+	f.Add("{\"m\": \"{\n\\t}\"}")
+	f.Fuzz(func(t *testing.T, text string) {
+		p := Parser{Inner: "m"}
+		got, err := p.Parse(text)
+		want, wantErr := readTwice(text)
+		if (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
+			t.Fatalf("%q: %v, want %v", text, err, wantErr)
+		}
+		if err != nil {
+			return
+		}
+		for i := range got.Items { // what is not read in place is read afterwards
+			if m := &got.Items[i]; got.Kind == Object && m.Key == "m" && m.Kind == Text {
+				var inner Parser
+				if in, err := inner.ParseValid(m.Text); err == nil && in.Kind == Object {
+					in.Key = m.Key
+					*m = in
+				}
+			}
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%q\ngot  %s\nwant %s", text, got.AppendJSON(nil), want.AppendJSON(nil))
+		}
+	})
+}
+
 func FuzzParseTime(f *testing.F) {
 	f.Add("2026-11-21 10:00:00.123456+01:00")
 	f.Add("20261121T1000Z")
