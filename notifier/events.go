@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/notifier/pipeline"
+	"github.com/kvmeter/kvmeter/notifier/slab"
 	"github.com/kvmeter/kvmeter/sample"
 )
 
@@ -84,7 +85,7 @@ func (n *Notifier) openEvents(s, old *setup) error {
 }
 
 // route adds an event to a job, for each target of the pipelines that pass it.
-func (r *eventRoutes) route(e *sample.Event, job *work) {
+func (r *eventRoutes) route(made *slab.Slab[*sample.Event], e *sample.Event, job *work) {
 	for i := range r.cfg.Pipelines {
 		p := &r.cfg.Pipelines[i]
 		if !p.Match.Match(e.Type) {
@@ -92,6 +93,9 @@ func (r *eventRoutes) route(e *sample.Event, job *work) {
 		}
 		for _, t := range r.cfg.Sinks[p.Sink].Targets {
 			given := &job.due[r.targets[t]].events
+			if *given == nil {
+				*given = made.Take(1)[:0]
+			}
 			if n := len(*given); n == 0 || (*given)[n-1] != e { // another pipeline's target may be the same
 				*given = append(*given, e)
 			}
@@ -101,7 +105,7 @@ func (r *eventRoutes) route(e *sample.Event, job *work) {
 
 // routeOf adds the events to a job that samples of a batch are, and returns how
 // many those are.
-func (r *eventRoutes) routeOf(b *sample.Batch, job *work) (n int) {
+func (r *eventRoutes) routeOf(made *slab.Slab[*sample.Event], b *sample.Batch, job *work) (n int) {
 	for _, m := range r.occurrences {
 		i := slices.Index(b.Meters, m.MeterRef)
 		if i < 0 {
@@ -110,7 +114,7 @@ func (r *eventRoutes) routeOf(b *sample.Batch, job *work) (n int) {
 		keep := make([]bool, len(b.Meters))
 		keep[i] = true
 		b.Visit(keep, func(_ int, s *sample.Sample) {
-			r.route(sample.EventOf(s, b.Node, m.Event), job)
+			r.route(made, sample.EventOf(s, b.Node, m.Event), job)
 			n++
 		})
 	}

@@ -146,7 +146,7 @@ func (w *worker) notification(d *bus.Delivery) {
 	}
 	if r.Event != nil {
 		w.n.m.events.Inc()
-		w.setup.events.route(r.Event, job)
+		w.setup.events.route(&w.events, r.Event, job)
 	}
 	d.State = job
 }

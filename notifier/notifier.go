@@ -18,6 +18,7 @@ import (
 	"github.com/kvmeter/kvmeter/notifier/conversion"
 	"github.com/kvmeter/kvmeter/notifier/pipeline"
 	"github.com/kvmeter/kvmeter/notifier/publisher"
+	"github.com/kvmeter/kvmeter/notifier/slab"
 	"github.com/kvmeter/kvmeter/notifier/spool"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -161,6 +162,11 @@ type worker struct {
 	memory    *memory
 	splitter  *pipeline.Splitter
 	converter *conversion.Converter // of notifications
+
+	works  slab.Slab[work]
+	dues   slab.Slab[due]
+	parts  slab.Slab[publisher.Part]
+	events slab.Slab[*sample.Event]
 }
 
 // work is the state of a delivery that was opened.
@@ -181,7 +187,9 @@ type due struct {
 }
 
 func (w *worker) newWork(id sample.BatchID) *work {
-	return &work{setup: w.setup, id: id, due: make([]due, len(w.setup.targets))}
+	job := w.works.New()
+	job.setup, job.id, job.due = w.setup, id, w.dues.Take(len(w.setup.targets))
+	return job
 }
 
 // move makes the work one of another setup. What is for a publisher that is there
@@ -307,7 +315,7 @@ func (w *worker) batch(opener *bus.Opener, d *bus.Delivery) {
 	job := w.newWork(b.ID)
 	w.split(job, d, b, b)
 	if w.setup.events != nil {
-		w.n.m.events.Add(float64(w.setup.events.routeOf(b, job)))
+		w.n.m.events.Add(float64(w.setup.events.routeOf(&w.events, b, job)))
 	}
 	d.State = job
 }
@@ -320,7 +328,11 @@ func (w *worker) split(job *work, d *bus.Delivery, b, from *sample.Batch) {
 			if t == pipeline.Elsewhere {
 				job.scatter = append(job.scatter, p)
 			} else {
-				job.due[t].parts = append(job.due[t].parts, p)
+				given := &job.due[t].parts
+				if *given == nil {
+					*given = w.parts.Take(1)[:0]
+				}
+				*given = append(*given, p)
 			}
 		}
 	})

@@ -15,6 +15,7 @@ type Matcher struct {
 	patterns         []string
 	exclude, include []*regexp.Regexp
 	named            map[string]bool // included by a pattern without wildcards
+	all              bool            // every name is selected
 }
 
 // NewMatcher compiles patterns. As in Ceilometer, the list must not be empty,
@@ -52,6 +53,7 @@ func NewMatcher(patterns []string) (*Matcher, error) {
 	case plain != "" && star:
 		return nil, fmt.Errorf("%q beside \"*\", which includes it", plain)
 	}
+	m.all = len(m.exclude) == 0 && len(m.include) == 1 && m.include[0].String() == `(?s)\A.*\z`
 	return m, nil
 }
 
@@ -60,6 +62,9 @@ func (m *Matcher) String() string { return strings.Join(m.patterns, ", ") }
 
 // Match reports whether name is selected.
 func (m *Matcher) Match(name string) bool {
+	if m.all {
+		return true
+	}
 	for _, re := range m.exclude {
 		if re.MatchString(name) {
 			return false
@@ -77,9 +82,7 @@ func (m *Matcher) Match(name string) bool {
 func (m *Matcher) Named(name string) bool { return m.named[name] }
 
 // All reports whether every name is selected.
-func (m *Matcher) All() bool {
-	return len(m.exclude) == 0 && len(m.include) == 1 && m.include[0].String() == `(?s)\A.*\z`
-}
+func (m *Matcher) All() bool { return m.all }
 
 // globRegexp translates a shell glob. As in Python's fnmatch, "*" also matches
 // "/" and a "[" without its "]" stands for itself.

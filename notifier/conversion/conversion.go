@@ -12,6 +12,7 @@ import (
 	"github.com/kvmeter/kvmeter/notifier/events"
 	"github.com/kvmeter/kvmeter/notifier/meters"
 	"github.com/kvmeter/kvmeter/notifier/notification"
+	"github.com/kvmeter/kvmeter/notifier/slab"
 	"github.com/kvmeter/kvmeter/notifier/value"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -29,7 +30,7 @@ type Converter struct {
 
 // NewConverter returns a converter by the given definitions.
 func NewConverter(d *Definitions) *Converter {
-	c := &Converter{d: d, meters: meters.NewConverter(d.meters)}
+	c := &Converter{d: d, meters: meters.NewConverter(d.meters), out: Result{made: new(made)}}
 	if d.events != nil {
 		c.events = events.NewConverter(d.events)
 	}
@@ -48,6 +49,19 @@ type Result struct {
 	id      sample.BatchID
 	cells   []cell // what Batch works with
 	columns []int  // the last row of each
+	made    *made
+}
+
+// made is the memory of batches.
+type made struct {
+	batches slab.Slab[sample.Batch]
+	meters  slab.Slab[sample.MeterRef]
+	columns slab.Slab[sample.Column]
+	rows    slab.Slab[sample.Row]
+	foreign slab.Slab[sample.Foreign]
+	values  slab.Slab[uint64]
+	ids     slab.Slab[string]
+	bytes   slab.Slab[byte] // of bitmaps and texts
 }
 
 // Convert reads and converts a message. The error is about one that is no
@@ -71,7 +85,7 @@ func (c *Converter) ConvertValue(v *value.Value) (*Result, error) {
 
 func (c *Converter) convert(n *notification.Notification) *Result {
 	r := &c.out
-	*r = Result{Samples: r.Samples[:0], Errors: r.Errors[:0], Warnings: r.Warnings[:0], cells: r.cells, columns: r.columns}
+	*r = Result{Samples: r.Samples[:0], Errors: r.Errors[:0], Warnings: r.Warnings[:0], cells: r.cells, columns: r.columns, made: r.made}
 	if c.d.make {
 		made := c.meters.Convert(n)
 		for i := range made.Samples {
@@ -172,7 +186,12 @@ func (r *Result) sampleID(n int) string {
 // in it because their volume is no finite number; nil where none is.
 func (r *Result) Batch(node string) (b *sample.Batch, refused int) {
 	n := len(r.Samples)
-	b = &sample.Batch{ID: r.id, Node: node, Meters: make([]sample.MeterRef, 0, min(n, 8)), Columns: make([]sample.Column, 0, min(n, 8))}
+	if n == 0 {
+		return nil, 0
+	}
+	made := r.made
+	b = made.batches.New()
+	b.ID, b.Node, b.Meters, b.Columns, b.Rows = r.id, node, made.meters.Take(min(n, 8))[:0], made.columns.Take(min(n, 8))[:0], made.rows.Take(1)[:0]
 	cells, columns := r.cells[:0], r.columns[:0]
 	var row *meters.Row
 	for i := range r.Samples {
@@ -196,7 +215,7 @@ func (r *Result) Batch(node string) (b *sample.Batch, refused int) {
 			row = s.Row
 			b.Rows = append(b.Rows, sample.Row{
 				Resource: text(s.Resource), Offset: s.Time.UnixMicro() - b.Base, Source: s.Source,
-				Project: text(s.Project), User: text(s.User), Metadata: s.Metadata, Foreign: foreign(s.Row),
+				Project: text(s.Project), User: text(s.User), Metadata: s.Metadata, Foreign: made.foreignOf(s.Row),
 			})
 		}
 		columns[column] = len(b.Rows) - 1
@@ -208,7 +227,7 @@ func (r *Result) Batch(node string) (b *sample.Batch, refused int) {
 	r.cells, r.columns = cells, columns
 	slices.SortStableFunc(cells, func(a, b cell) int { return cmp.Compare(a.column, b.column) })
 	size := (len(b.Rows) + 7) / 8
-	bitmaps, values := make([]byte, size*len(columns)), make([]uint64, len(cells))
+	bitmaps, values := made.bytes.Take(size*len(columns)), made.values.Take(len(cells))
 	b.IDs = r.sampleIDs(cells)
 	for i := 0; i < len(cells); {
 		c := &b.Columns[cells[i].column]
@@ -223,10 +242,10 @@ func (r *Result) Batch(node string) (b *sample.Batch, refused int) {
 	return b, refused
 }
 
-// foreign returns what a row has beside the fields of kvmeter's own samples: its
+// foreignOf returns what a row has beside the fields of kvmeter's own samples: its
 // time as Ceilometer prints it, among others.
-func foreign(r *meters.Row) *sample.Foreign {
-	f := &sample.Foreign{UserName: text(r.UserName), ProjectName: text(r.ProjectName), Timestamp: stamp(r)}
+func (m *made) foreignOf(r *meters.Row) *sample.Foreign {
+	f := sample.Foreign{UserName: text(r.UserName), ProjectName: text(r.ProjectName), Timestamp: stamp(&m.bytes, r)}
 	if r.Monotonic != nil && r.Monotonic.Kind != value.Null {
 		if at, err := r.Monotonic.Float64(); err == nil && !math.IsNaN(at) && !math.IsInf(at, 0) {
 			f.Monotonic, f.HasMonotonic = at, true
@@ -236,20 +255,22 @@ func foreign(r *meters.Row) *sample.Foreign {
 	if r.Stamp != "" && r.Stamp == string(sample.AppendTime(plain[:0], r.Time.UnixMicro())) {
 		f.Timestamp = ""
 	}
-	if *f == (sample.Foreign{}) {
+	if f == (sample.Foreign{}) {
 		return nil
 	}
-	return f
+	kept := m.foreign.New()
+	*kept = f
+	return kept
 }
 
 // stamp returns a row's time as it was polled, or as Ceilometer prints that of a
 // notification.
-func stamp(r *meters.Row) string {
+func stamp(bytes *slab.Slab[byte], r *meters.Row) string {
 	if r.Stamp != "" {
 		return r.Stamp
 	}
 	var text [40]byte
-	return string(value.AppendISO(text[:0], r.Time))
+	return slab.Text(bytes, value.AppendISO(text[:0], r.Time))
 }
 
 // cell is a sample in a batch.
@@ -277,22 +298,16 @@ func columnOf(b *sample.Batch, ref sample.MeterRef, tag sample.Tag) int {
 	return len(b.Columns) - 1
 }
 
-// sampleIDs returns the ids of samples. Those that follow from the batch's share
-// one text.
+// sampleIDs returns the ids of samples.
 func (r *Result) sampleIDs(cells []cell) []string {
-	const size = 36 // of a UUID
-	ids := make([]string, len(cells))
-	var shared strings.Builder
-	var text [size]byte
+	ids := r.made.ids.Take(len(cells))
+	var text [36]byte // of a UUID
 	for i := range cells {
 		if s := &r.Samples[cells[i].sample]; s.ID != nil {
 			ids[i] = s.ID.Str()
 			continue
 		}
-		shared.Grow(size * (len(cells) - i))
-		start := shared.Len()
-		shared.Write(r.id.Sample(cells[i].sample).Append(text[:0]))
-		ids[i] = shared.String()[start:]
+		ids[i] = slab.Text(&r.made.bytes, r.id.Sample(cells[i].sample).Append(text[:0]))
 	}
 	return ids
 }
@@ -347,7 +362,7 @@ func (r *Result) appendSample(dst []byte, n int) []byte {
 		}
 		dst = append(dst, ", "...)
 	}
-	source, id, at := value.Of(s.Source), value.Of(r.sampleID(n)), value.Of(stamp(s.Row))
+	source, id, at := value.Of(s.Source), value.Of(r.sampleID(n)), value.Of(stamp(&r.made.bytes, s.Row))
 	dst = append(dst, '{')
 	field("source", &source)
 	field("counter_name", s.Name)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvmeter/kvmeter/notifier/definition"
 	"github.com/kvmeter/kvmeter/notifier/notification"
+	"github.com/kvmeter/kvmeter/notifier/slab"
 	"github.com/kvmeter/kvmeter/notifier/value"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -23,6 +24,9 @@ type Converter struct {
 	cache    definition.Cache[*event]
 	warnings []string
 	traits   []sample.Trait // of an event that is being made
+
+	madeEvents slab.Slab[sample.Event]
+	madeTraits slab.Slab[sample.Trait]
 }
 
 // NewConverter returns a converter for a set.
@@ -47,7 +51,8 @@ func (c *Converter) Convert(n *notification.Notification) (*sample.Event, error)
 	if err != nil {
 		return nil, err
 	}
-	e := &sample.Event{ID: n.ID, Type: n.EventType, Generated: when.UnixMicro()}
+	e := c.madeEvents.New()
+	e.ID, e.Type, e.Generated = n.ID, n.EventType, when.UnixMicro()
 	traits := c.traits[:0]
 	var errs []error
 	for i := range d.traits {
@@ -59,7 +64,8 @@ func (c *Converter) Convert(n *notification.Notification) (*sample.Event, error)
 			traits = append(traits, t)
 		}
 	}
-	e.Traits = append(make([]sample.Trait, 0, len(traits)), traits...)
+	e.Traits = c.madeTraits.Take(len(traits))
+	copy(e.Traits, traits)
 	c.traits = traits
 	if slices.Contains(c.set.opt.StoreRaw, n.Priority) {
 		e.Raw = n.Message.AppendJSON(nil)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvmeter/kvmeter/notifier/definition"
 	"github.com/kvmeter/kvmeter/notifier/notification"
+	"github.com/kvmeter/kvmeter/notifier/slab"
 	"github.com/kvmeter/kvmeter/notifier/value"
 	"github.com/kvmeter/kvmeter/sample"
 )
@@ -82,6 +83,10 @@ type Converter struct {
 	metadata []madeMetadata
 	keys     []string  // of the metadata that are being made
 	verifier *verifier // nil: any signature is good
+
+	text      []byte // of metadata that are being made
+	madeRows  slab.Slab[Row]
+	madeTexts slab.Slab[byte]
 }
 
 type madeRow struct {
@@ -186,7 +191,8 @@ func (c *Converter) row(spec *row) (*Row, error) {
 }
 
 func (c *Converter) makeRow(spec *row) (*Row, error) {
-	r := &Row{Source: c.set.opt.Source}
+	r := c.madeRows.New()
+	r.Source = c.set.opt.Source
 	first := func(dst **value.Value, f *definition.Field, what string) error {
 		if f == nil {
 			return nil
@@ -263,7 +269,7 @@ func (c *Converter) meta(spec *metadata) ([]byte, error) {
 }
 
 func (c *Converter) makeMetadata(spec *metadata) ([]byte, error) {
-	dst := append(make([]byte, 0, 512), '{')
+	dst := append(c.text[:0], '{')
 	c.keys = c.keys[:0]
 	for i := range spec.fields {
 		f := &spec.fields[i]
@@ -290,7 +296,15 @@ func (c *Converter) makeMetadata(spec *metadata) ([]byte, error) {
 	if len(dst) == 1 {
 		return c.payload()
 	}
-	return append(dst, '}'), nil
+	c.text = append(dst, '}')
+	return c.copied(), nil
+}
+
+// copied returns a copy of the text that was made.
+func (c *Converter) copied() []byte {
+	out := c.madeTexts.Take(len(c.text))
+	copy(out, c.text)
+	return out
 }
 
 // member appends a key to an object that is being written.

@@ -4,6 +4,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"strings"
 	"unsafe"
 
@@ -168,8 +169,17 @@ func (w *Writer) append(dst []byte, v *value.Value) []byte {
 	return append(dst, brackets[1])
 }
 
-// plain reports whether s is the same in both styles, but for its quotes.
+// plain reports whether s is the same in both styles, but for its quotes: no byte
+// of it is below ' ', above '~', a quote or a backslash.
 func plain(s string) bool {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for ; len(s) >= 8; s = s[8:] { // eight bytes at a time
+		w := binary.LittleEndian.Uint64(unsafe.Slice(unsafe.StringData(s), 8))
+		double, single, backslash := w^ones*'"', w^ones*'\'', w^ones*'\\'
+		if (w|(w+ones)|(w-ones*' ')|(double-ones)&^double|(single-ones)&^single|(backslash-ones)&^backslash)&highs != 0 {
+			return false
+		}
+	}
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\'' || c == '\\' {
 			return false

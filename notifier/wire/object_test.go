@@ -112,3 +112,23 @@ func BenchmarkWriter(b *testing.B) {
 		})
 	}
 }
+
+func TestATextIsPlainIfNoByteOfItIsSpecial(t *testing.T) {
+	for n := range 20 {
+		text := []byte(strings.Repeat("~ ", 10)[:n])
+		if !plain(string(text)) {
+			t.Errorf("%q is not plain", text)
+		}
+		for at := range text {
+			was := text[at]
+			for c := range 256 {
+				text[at] = byte(c)
+				want := c >= ' ' && c <= '~' && c != '"' && c != '\'' && c != '\\'
+				if plain(string(text)) != want {
+					t.Errorf("plain(%q) is not %v", text, want)
+				}
+			}
+			text[at] = was
+		}
+	}
+}

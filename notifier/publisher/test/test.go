@@ -33,10 +33,12 @@ func (m *Memory) Publish(_ context.Context, parts []publisher.Part) error {
 	defer m.mu.Unlock()
 	for i := range parts {
 		for s := range parts[i].Batch.Samples() {
-			m.samples = append(m.samples, s)
+			if m.samples = append(m.samples, s); len(m.samples) >= 2*kept {
+				m.samples = last(m.samples)
+			}
 		}
 	}
-	m.samples = m.samples[max(0, len(m.samples)-kept):]
+	m.samples = last(m.samples)
 	return nil
 }
 
@@ -44,9 +46,15 @@ func (m *Memory) Publish(_ context.Context, parts []publisher.Part) error {
 func (m *Memory) PublishEvents(_ context.Context, events []sample.Event) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.events = append(m.events, events...)
-	m.events = m.events[max(0, len(m.events)-kept):]
+	m.events = last(append(m.events, events...))
 	return nil
+}
+
+// last moves those that are kept to the front, over the others.
+func last[T any](all []T) []T {
+	n := copy(all, all[max(0, len(all)-kept):])
+	clear(all[n:])
+	return all[:n]
 }
 
 // Close does nothing.
