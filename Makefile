@@ -23,6 +23,7 @@ PACKAGES_IPMI     := qemu-system-x86 xz-utils ipmitool openipmi
 PACKAGES_PUBLISH  := prometheus prometheus-pushgateway gnocchi-api postgresql
 PACKAGES_WIRE     := ceilometer-agent-notification
 PACKAGES_COMPARE  := python3-ceilometer python3-libvirt rabbitmq-server
+PACKAGES_PEERS    := $(PACKAGES_LAB) $(PACKAGES_COMPARE) ceilometer-polling prometheus-libvirt-exporter collectd-core
 PACKAGES_TEST     := $(PACKAGES_WIRE) $(PACKAGES_LAB) $(PACKAGES_GENERATE) $(PACKAGES_VM) $(PACKAGES_IPMI) $(PACKAGES_PUBLISH) $(PACKAGES_COMPARE) systemd git python3-oslo.config python3-keystone
 
 # The tests that need root run as root; the compiler does not.
@@ -138,6 +139,13 @@ bench-notifier: go build bin/lab ## µs of CPU a notification, beside Ceilometer
 .PHONY: bench-compare
 bench-compare: go ## compare the benchmarks with REF=HEAD~1 by benchstat
 	@scripts/bench-compare.sh "$(GO)" $(REF)
+
+.PHONY: compare
+compare: go ## kvmeter, Ceilometer, collectd and the libvirt exporter on the same guests, into docs/comparison.md; VMS=20 ROUNDS=2 TURN=30s (root, 25 minutes)
+	@scripts/packages.sh "the comparison" $(PACKAGES_PEERS)
+	$(GO) build -o bin/compare ./test/overhead/compare
+	$(if $(EXEC),sudo )bin/compare agents --vms $(if $(filter file,$(origin VMS)),20,$(VMS)) --rounds $(or $(ROUNDS),2) --turn $(or $(TURN),30s)
+	$(if $(EXEC),sudo )bin/compare accuracy
 
 .PHONY: packages
 packages: go ## build the deb and rpm packages of both programs for amd64 and arm64 into dist/

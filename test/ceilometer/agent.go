@@ -44,11 +44,12 @@ type Sample struct {
 
 // Agent is a ceilometer-polling of the namespace compute.
 type Agent struct {
-	Host    string            // its name
-	Libvirt string            // path of libvirt's socket
-	Broker  string            // AMQP URL of a RabbitMQ
-	Meters  []string          // names and patterns
-	Flavors map[string]string // ids by name, as a Nova API would tell
+	Host     string            // its name
+	Libvirt  string            // path of libvirt's socket
+	Broker   string            // AMQP URL of a RabbitMQ
+	Interval time.Duration     // between polls, in whole seconds
+	Meters   []string          // names and patterns
+	Flavors  map[string]string // ids by name, as a Nova API would tell
 }
 
 const agentConf = `[DEFAULT]
@@ -68,37 +69,41 @@ auth_type = none
 endpoint = http://%s
 `
 
+// Command returns the agent, to be run with a ceilometer.conf and a polling.yaml in
+// the folder dir, and what ends the Nova API that it asks meanwhile.
+func (a *Agent) Command(dir string) (cmd *exec.Cmd, done func() error, err error) {
+	bin, err := exec.LookPath("ceilometer-polling")
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: apt-get install %s", err, Packages)
+	}
+	nova, err := a.serveNova()
+	if err != nil {
+		return nil, nil, err
+	}
+	conf, polling, log := filepath.Join(dir, "ceilometer.conf"), filepath.Join(dir, "polling.yaml"), filepath.Join(dir, "ceilometer.log")
+	text := fmt.Sprintf(agentConf, a.Host, strings.Replace(a.Broker, "amqp:", "rabbit:", 1), url.QueryEscape(a.Libvirt), log, dir, polling, Secret, nova.addr)
+	sources, err := json.Marshal(map[string]any{"sources": []any{map[string]any{"name": "all", "interval": int(a.Interval.Seconds()), "meters": a.Meters}}})
+	if err = errors.Join(err, os.WriteFile(conf, []byte(text), 0o644), os.WriteFile(polling, sources, 0o644)); err != nil {
+		return nil, nil, errors.Join(err, nova.Close())
+	}
+	return exec.Command(bin, "--config-file", conf, "--polling-namespaces", "compute"), nova.Close, nil
+}
+
 // Poll runs the agent in the folder dir, with a ceilometer.conf and a polling.yaml
 // that stay there, until it has sent what it has to say
 // rounds times, and returns the last of these rounds.
 func (a *Agent) Poll(ctx context.Context, dir string, rounds int) (samples []Sample, err error) {
-	bin, err := exec.LookPath("ceilometer-polling")
-	if err != nil {
-		return nil, fmt.Errorf("%w: apt-get install %s", err, Packages)
-	}
-	nova, err := a.serveNova()
+	cmd, done, err := a.Command(dir)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, nova.Close()) }()
+	defer func() { err = errors.Join(err, done()) }()
 	tap, err := NewTap(a.Broker)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, tap.Close()) }()
-
-	conf, polling, log := filepath.Join(dir, "ceilometer.conf"), filepath.Join(dir, "polling.yaml"), filepath.Join(dir, "ceilometer.log")
-	text := fmt.Sprintf(agentConf, a.Host, strings.Replace(a.Broker, "amqp:", "rabbit:", 1), url.QueryEscape(a.Libvirt), log, dir, polling, Secret, nova.addr)
-	sources, err := json.Marshal(map[string]any{"sources": []any{map[string]any{"name": "all", "interval": 3, "meters": a.Meters}}})
-	if err = errors.Join(err, os.WriteFile(conf, []byte(text), 0o644), os.WriteFile(polling, sources, 0o644)); err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, bin, "--config-file", conf, "--polling-namespaces", "compute")
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 20 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start Ceilometer's agent: %w", err)
 	}
@@ -113,7 +118,7 @@ func (a *Agent) Poll(ctx context.Context, dir string, rounds int) (samples []Sam
 		<-ended
 	}
 	if err != nil {
-		said, _ := os.ReadFile(log)
+		said, _ := os.ReadFile(filepath.Join(dir, "ceilometer.log"))
 		return nil, fmt.Errorf("%w; its log ends:\n%s", err, said[max(0, len(said)-4000):])
 	}
 	return samples, nil
@@ -166,7 +171,7 @@ func (t *Tap) Next(ctx context.Context) ([]Sample, error) {
 		}
 		if ok {
 			t.Bodies = append(append(t.Bodies, d.Body...), '\n')
-			return decode(d.Body)
+			return Decode(d.Body)
 		}
 		select {
 		case <-ctx.Done():
@@ -207,8 +212,8 @@ func (t *Tap) rounds(ctx context.Context, n int) ([]Sample, error) {
 	}
 }
 
-// decode reads a message of oslo.messaging.
-func decode(body []byte) ([]Sample, error) {
+// Decode reads a message of oslo.messaging.
+func Decode(body []byte) ([]Sample, error) {
 	var envelope struct {
 		Message string `json:"oslo.message"`
 	}

@@ -86,7 +86,7 @@ func TestComputeAgents(t *testing.T) {
 	flavors := map[string]string{"m1.nano": "f1a40000-0000-4000-8000-000000000001", "m1.small": "f1a40000-0000-4000-8000-000000000002"}
 	before := poll(t, ctx, l, flavors)
 	dir := t.TempDir()
-	theirs, err := (&Agent{Host: host, Libvirt: l.ReadOnlySocket(), Broker: rabbit.URL(), Meters: meters, Flavors: flavors}).Poll(ctx, dir, 2)
+	theirs, err := (&Agent{Host: host, Libvirt: l.ReadOnlySocket(), Broker: rabbit.URL(), Interval: 3 * time.Second, Meters: meters, Flavors: flavors}).Poll(ctx, dir, 2)
 	must(t, err)
 	ours := poll(t, ctx, l, flavors)
 	compare(t, theirs, before, ours)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,132 +16,27 @@ import (
 
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/sample"
+	"github.com/kvmeter/kvmeter/test/fleet"
 )
 
-// fleet makes the batches of nodes with domains, each domain with twenty
-// meters, every ten seconds. It reuses its memory.
-type fleet struct {
-	*rand.Rand
-	enc     *sample.Encoder
-	nodes   []*fleetNode
-	now     int64 // of the current tick
-	next    int   // node
-	step    int64 // µs between two batches of a node
-	columns []fleetColumn
-}
+// testFleet is a fleet for a benchmark.
+type testFleet struct{ *fleet.Fleet }
 
-type fleetNode struct {
-	batch  sample.Batch
-	offset int64
-	body   []byte
-	state  [][]float64 // by column and domain
-}
-
-type fleetColumn struct {
-	ref  sample.MeterRef
-	tag  sample.Tag
-	step func(f *fleet, last float64) float64
-}
-
-const (
-	fleetStep  = 10 * int64(1e6)
-	fleetStart = int64(1767225600) * 1e6 // 2026-01-01
-)
-
-func newFleet(tb testing.TB, nodes, domains int) *fleet {
-	enc, err := sample.NewEncoder()
+func newFleet(tb testing.TB, nodes, domains int) *testFleet {
+	f, err := fleet.New(nodes, domains)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	f := &fleet{Rand: rand.New(rand.NewPCG(1, 2)), enc: enc, now: fleetStart, step: fleetStep}
-	add := func(n int, name string, kind sample.Kind, unit string, tag sample.Tag, step func(*fleet, float64) float64) {
-		for i := range n {
-			f.columns = append(f.columns, fleetColumn{sample.MeterRef{Name: fmt.Sprint(name, i), Kind: kind, Unit: unit}, tag, step})
-		}
-	}
-	add(1, "cpu", sample.Cumulative, "ns", sample.U64, func(f *fleet, v float64) float64 { return v + float64(f.Int64N(8e9)) })
-	add(4, "bytes", sample.Cumulative, "B", sample.U64, func(f *fleet, v float64) float64 { return v + 4096*float64(f.IntN(5000)) })
-	add(5, "idle", sample.Cumulative, "request", sample.U64, func(f *fleet, v float64) float64 {
-		if f.IntN(50) > 0 {
-			return v
-		}
-		return v + float64(f.IntN(100))
-	})
-	add(4, "gauge", sample.Gauge, "MB", sample.U64, func(f *fleet, v float64) float64 {
-		if f.IntN(5) > 0 {
-			return v
-		}
-		return max(0, v+float64(f.IntN(21))-10)
-	})
-	add(2, "percent", sample.Gauge, "%", sample.F64, func(f *fleet, _ float64) float64 { return float64(f.IntN(10000)) / 100 })
-	add(2, "double", sample.Gauge, "W", sample.F64, func(f *fleet, _ float64) float64 { return 100 + 50*f.Float64() })
-	add(2, "constant", sample.Gauge, "vcpu", sample.U64, func(_ *fleet, v float64) float64 { return v })
-	for n := range nodes {
-		node := &fleetNode{offset: f.Int64N(fleetStep)}
-		b := &node.batch
-		b.Node, b.Epoch = fmt.Sprintf("compute-%04d", n), f.Uint64()
-		full := make([]byte, (domains+7)/8)
-		for d := range domains {
-			full[d/8] |= 1 << (d % 8)
-			b.Rows = append(b.Rows, sample.Row{
-				Resource: fmt.Sprintf("%08x-%04x-4%03x-a%03x-%012x", f.Uint32(), f.IntN(1<<16), f.IntN(1<<12), f.IntN(1<<12), f.Int64N(1<<48)),
-				Source:   "openstack", Project: fmt.Sprintf("%032x", n*domains/50), User: fmt.Sprintf("%032x", d),
-				Incarnation: sample.Incarnation(f.Uint64()), Metadata: fleetMetadata(f, n, d),
-			})
-		}
-		for i := range f.columns {
-			c := &f.columns[i]
-			b.Meters = append(b.Meters, c.ref)
-			b.Columns = append(b.Columns, sample.Column{Meter: i, Origin: sample.Walk, Tag: c.tag, Bitmap: full, Values: make([]uint64, domains)})
-			state := make([]float64, domains)
-			for d := range state {
-				state[d] = float64(f.IntN(1 << 20))
-			}
-			node.state = append(node.state, state)
-		}
-		f.nodes = append(f.nodes, node)
-	}
-	return f
-}
-
-// fleetMetadata is some 640 bytes of JSON as Nova's domains have it.
-func fleetMetadata(f *fleet, n, d int) []byte {
-	return fmt.Appendf(nil, `{"display_name":"web-%d-%d","name":"instance-%08x","host":"%064x","instance_id":"%032x","flavor":{"id":"%d","name":"m1.size%d",`+
-		`"vcpus":%d,"ram":%d,"disk":%d,"ephemeral":0,"swap":0},"status":"active","state":"running","task_state":"","image":{"id":"%032x","name":"debian-12"},`+
-		`"image_ref":"%032x","architecture":"x86_64","OS-EXT-SRV-ATTR:host":"compute-%04d","vcpus":%d,"memory_mb":%d,"disk_gb":%d,"root_gb":%d,"ephemeral_gb":0}`,
-		n, d, n*100+d, f.Uint64(), f.Uint64(), d%8, d%8, 1<<(d%4), 2048<<(d%4), 20*(d%8), d%5, d%5, n, 1<<(d%4), 2048<<(d%4), 20*(d%8), 20*(d%8))
+	return &testFleet{f}
 }
 
 // batch makes the next batch. It is good until the node's next one.
-func (f *fleet) batch(tb testing.TB) store.Received {
-	node := f.nodes[f.next]
-	if f.next++; f.next == len(f.nodes) {
-		f.next = 0
-		defer func() { f.now += f.step }()
-	}
-	b := &node.batch
-	b.Base = f.now + node.offset
-	b.ID = sample.NewBatchID(time.UnixMicro(b.Base))
-	b.Seq++
-	for d := range b.Rows {
-		b.Rows[d].Offset = int64(d)*200 + f.Int64N(500)
-	}
-	for i := range f.columns {
-		state, values := node.state[i], b.Columns[i].Values
-		for d := range state {
-			state[d] = f.columns[i].step(f, state[d])
-			if f.columns[i].tag == sample.F64 {
-				values[d] = sample.Float(state[d]).Bits
-			} else {
-				values[d] = uint64(state[d])
-			}
-		}
-	}
-	var err error
-	if node.body, err = f.enc.Encode(node.body[:0], b); err != nil {
+func (f *testFleet) batch(tb testing.TB) store.Received {
+	body, b, err := f.Next()
+	if err != nil {
 		tb.Fatal(err)
 	}
-	return store.Received{Body: node.body, Batch: b}
+	return store.Received{Body: body, Batch: b}
 }
 
 // cpuTime returns the process's user and system time, and that of the thread.
@@ -159,7 +53,7 @@ func cpuTime(tb testing.TB) (process, thread time.Duration) {
 
 // ingest appends samples in commits of 10,000 and returns the store's CPU time,
 // without that of making the batches.
-func ingest(tb testing.TB, s *Store, f *fleet, samples int) time.Duration {
+func ingest(tb testing.TB, s *Store, f *testFleet, samples int) time.Duration {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	start, _ := cpuTime(tb)
@@ -231,7 +125,7 @@ func BenchmarkAppend(b *testing.B) {
 		name  string
 		nodes int
 		step  int64
-	}{{"10,000 series", 10, fleetStep}, {"100,000 series", 100, fleetStep}, {"1,000,000 series", 1000, 6 * fleetStep}} {
+	}{{"10,000 series", 10, fleet.Step}, {"100,000 series", 100, fleet.Step}, {"1,000,000 series", 1000, 6 * fleet.Step}} {
 		b.Run(fl.name, func(b *testing.B) { benchAppend(b, fl.nodes, fl.step) })
 	}
 }
@@ -246,7 +140,7 @@ func benchAppend(b *testing.B, nodes int, step int64) {
 		b.Fatal(err)
 	}
 	f := newFleet(b, nodes, 50)
-	f.step = step
+	f.Step = step
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	start := time.Now()
@@ -383,7 +277,7 @@ func BenchmarkMonth(b *testing.B) {
 	}
 	defer closeStore(b, s)
 	f := newFleet(b, 10, 50)
-	f.step = 30 * dayLength / int64(points)
+	f.Step = 30 * dayLength / int64(points)
 	if rs, err := s.Resources(context.Background(), store.Filter{}); err != nil {
 		b.Fatal(err)
 	} else if len(rs) == 0 {
@@ -392,7 +286,7 @@ func BenchmarkMonth(b *testing.B) {
 	}
 	resource := func(i int) store.Filter { return store.Where(store.FieldResource, store.Eq, f.row(i).Resource) }
 	project := func(i int) store.Filter { return store.Where(store.FieldProject, store.Eq, f.row(i).Project) }
-	start := int64(fleetStart)
+	start := int64(fleet.Start)
 	month := store.And(store.Where(store.FieldTime, store.Ge, start), store.Where(store.FieldTime, store.Lt, start+30*dayLength))
 	metadata := func(key string, op store.Op, value any) store.Filter {
 		return store.Filter{Cond: &store.Cond{Field: store.FieldMetadata, Key: key, Op: op, Value: value}}
@@ -420,7 +314,7 @@ func BenchmarkMonth(b *testing.B) {
 			))
 		}},
 		{"meters of a resource", func(b *testing.B, i int) {
-			if ms, err := s.Meters(context.Background(), resource(i)); err != nil || len(ms) != len(f.columns) {
+			if ms, err := s.Meters(context.Background(), resource(i)); err != nil || len(ms) != len(f.Columns) {
 				b.Fatal(len(ms), err)
 			}
 		}},
@@ -453,7 +347,7 @@ func benchAsk(b *testing.B, ask func(b *testing.B, i int)) {
 
 // benchStore is a store with samples: half of them settled, the rest in memory
 // and in fresh chunks; or all settled.
-func benchStore(b *testing.B, settled bool) (*Store, *fleet) {
+func benchStore(b *testing.B, settled bool) (*Store, *testFleet) {
 	s, err := Open(b.TempDir(), Options{MinFree: 1, Retention: -1})
 	if err != nil {
 		b.Fatal(err)
@@ -469,13 +363,13 @@ func benchStore(b *testing.B, settled bool) (*Store, *fleet) {
 	return s, f
 }
 
-func (f *fleet) meter(i int) store.Filter {
-	return store.Where(store.FieldMeter, store.Eq, f.columns[i%len(f.columns)].ref.Name)
+func (f *testFleet) meter(i int) store.Filter {
+	return store.Where(store.FieldMeter, store.Eq, f.Columns[i%len(f.Columns)].Ref.Name)
 }
 
-func (f *fleet) row(i int) *sample.Row {
-	rows := f.nodes[i%len(f.nodes)].batch.Rows
-	return &rows[i/len(f.nodes)%len(rows)]
+func (f *testFleet) row(i int) *sample.Row {
+	rows := f.Nodes[i%len(f.Nodes)].Batch.Rows
+	return &rows[i/len(f.Nodes)%len(rows)]
 }
 
 func benchList(b *testing.B, s *Store, limit int, filter store.Filter) (last store.Sample) {
@@ -523,7 +417,7 @@ func BenchmarkQuery(b *testing.B) {
 					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), resource(i)), Period: 60})
 				}},
 				{"a series' last five minutes", func(b *testing.B, i int) {
-					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), resource(i), store.Where(store.FieldTime, store.Ge, f.now-300e6))})
+					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), resource(i), store.Where(store.FieldTime, store.Ge, f.Now-300e6))})
 				}},
 				{"a project's meter by resource", func(b *testing.B, i int) {
 					benchStatistics(b, s, store.StatisticsQuery{Filter: store.And(f.meter(i), project(i)), GroupBy: []store.Group{{Field: store.FieldResource}}})
@@ -542,7 +436,7 @@ func BenchmarkQuery(b *testing.B) {
 					}
 				}},
 				{"meters of a resource", func(b *testing.B, i int) {
-					if ms, err := s.Meters(context.Background(), resource(i)); err != nil || len(ms) != len(f.columns) {
+					if ms, err := s.Meters(context.Background(), resource(i)); err != nil || len(ms) != len(f.Columns) {
 						b.Fatal(len(ms), err)
 					}
 				}},
@@ -552,7 +446,7 @@ func BenchmarkQuery(b *testing.B) {
 					}
 				}},
 				{"resources of the last minute", func(b *testing.B, _ int) {
-					if rs, err := s.Resources(context.Background(), store.Where(store.FieldTime, store.Ge, f.now-60e6)); err != nil || len(rs) != 5000 {
+					if rs, err := s.Resources(context.Background(), store.Where(store.FieldTime, store.Ge, f.Now-60e6)); err != nil || len(rs) != 5000 {
 						b.Fatal(len(rs), err)
 					}
 				}},
