@@ -379,11 +379,7 @@ func (p *Predicate) evalCond(s *Sample, doc *Document) Truth {
 	case FieldVolume:
 		return c.volume(s.Volume)
 	case FieldMetadata:
-		v, ok := doc.Lookup(c.Key)
-		if !ok {
-			return Unknown
-		}
-		return c.compareMetadata(v)
+		return c.Metadata(doc)
 	case FieldID:
 		if c.Op == Eq && c.Value != nil {
 			return truth(s.ID == p.id)
@@ -474,6 +470,16 @@ func (o Op) holds(order int) Truth {
 		return truth(order > 0)
 	}
 	return truth(order >= 0)
+}
+
+// Metadata compares what a document has at the condition's key, which is unknown
+// where it has nothing there.
+func (c *Cond) Metadata(doc *Document) Truth {
+	v, ok := doc.Lookup(c.Key)
+	if !ok {
+		return Unknown
+	}
+	return c.compareMetadata(v)
 }
 
 // compareMetadata compares a value of the document. Values of different types

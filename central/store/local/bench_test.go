@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io/fs"
@@ -455,4 +456,47 @@ func BenchmarkQuery(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkForeign stores samples of one series with foreign ids, a thousand a
+// batch, all with the same time or each a ms before the last, and prints the CPU time
+// a sample, encoding included: what it costs to tell whether each is new.
+func BenchmarkForeign(b *testing.B) {
+	for name, step := range map[string]int64{"one time": 0, "each before the last": 1000} {
+		for _, n := range []int{10_000, 40_000} {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				for b.Loop() {
+					benchForeign(b, n, step)
+				}
+			})
+		}
+	}
+}
+
+func benchForeign(b *testing.B, n int, step int64) {
+	s, err := Open(b.TempDir(), Options{MinFree: 1, Retention: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer closeStore(b, s)
+	before, _ := cpuTime(b)
+	for first := 0; first < n; first += 1000 {
+		batch := &sample.Batch{
+			ID: sample.DeriveBatchID(sample.NewBatchID(time.UnixMicro(fleetStart)), fmt.Sprint(first)), Node: "http", Base: fleetStart,
+			Meters: []sample.MeterRef{{Name: "requests", Kind: sample.Delta, Unit: "request"}},
+		}
+		column := sample.Column{Tag: sample.U64, Bitmap: bytes.Repeat([]byte{0xff}, 1000/8)}
+		for i := first; i < first+1000; i++ {
+			batch.Rows = append(batch.Rows, sample.Row{Resource: "balancer", Offset: int64(n-i) * step})
+			column.Values = append(column.Values, uint64(i))
+			batch.IDs = append(batch.IDs, fmt.Sprint("request-", i))
+		}
+		batch.Columns = []sample.Column{column}
+		if st, err := s.Append(context.Background(), []store.Received{received(b, batch)}); err != nil || st[0].Refused != nil {
+			b.Fatal(st, err)
+		}
+	}
+	settle(b, s)
+	after, _ := cpuTime(b)
+	b.ReportMetric(float64((after-before).Nanoseconds())/float64(n), "cpu-ns/sample")
 }

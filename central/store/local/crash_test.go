@@ -240,14 +240,15 @@ func (c *cutter) String() string { return "power cut" }
 func TestPowerCutAtAnyWriteLosesNothingAcknowledged(t *testing.T) {
 	want, points := atLeast(t, "KVMETER_CRASH_POINTS", 100), 0
 	var slowest time.Duration
-	for seed := uint64(2); points < want && !t.Failed(); seed++ {
+	seed := uint64(atLeast(t, "KVMETER_CRASH_SEED", 2))
+	for ; points < want && !t.Failed(); seed++ {
 		n, open := powerCuts(t, seed)
 		points, slowest = points+n, max(slowest, open)
 		if n < 50 {
 			t.Fatalf("got %d writes to cut at; the test is blind", n)
 		}
 	}
-	t.Logf("%d writes to cut at; the slowest start after one took %s", points, slowest.Round(time.Millisecond))
+	t.Logf("%d writes to cut at, up to seed %d; the slowest start after one took %s", points, seed-1, slowest.Round(time.Millisecond))
 }
 
 // powerCuts runs a store, and then starts it from what is left after a cut at

@@ -81,7 +81,8 @@ func TestRandomFailuresOfTheDiskLoseNothingAcknowledged(t *testing.T) {
 	kinds := map[errorfs.OpKind]int{}
 	points := 0
 	var slowest time.Duration
-	for seed := uint64(1); points < want && !t.Failed(); seed++ {
+	seed := uint64(atLeast(t, "KVMETER_CRASH_SEED", 1))
+	for ; points < want && !t.Failed(); seed++ {
 		op, failed, opened := faultPoint(t, seed)
 		slowest = max(slowest, opened)
 		if failed {
@@ -89,7 +90,7 @@ func TestRandomFailuresOfTheDiskLoseNothingAcknowledged(t *testing.T) {
 			points++
 		}
 	}
-	t.Logf("%d points, by errorfs.OpKind that failed: %v; the slowest start took %s", points, kinds, slowest.Round(time.Millisecond))
+	t.Logf("%d points, up to seed %d, by errorfs.OpKind that failed: %v; the slowest start took %s", points, seed-1, kinds, slowest.Round(time.Millisecond))
 	if len(kinds) < 3 {
 		t.Errorf("only these failed: %v; the test is blind", kinds)
 	}

@@ -16,7 +16,7 @@ type head struct {
 	batches []*headBatch // in the order they were stored
 	rows    map[*resource][]rowRef
 	byID    map[sample.BatchID]*headBatch // without foreign ids
-	foreign []*headBatch                  // with foreign ids
+	foreign map[sample.ID][]valueRef      // those with foreign ids
 	gaps    []gap
 	metered map[uint32]int64 // oldest samples of nodes that had no older ones
 	used    map[uint32]day   // days of metadata that was not used later before
@@ -24,7 +24,7 @@ type head struct {
 }
 
 func newHead() *head {
-	return &head{rows: map[*resource][]rowRef{}, byID: map[sample.BatchID]*headBatch{}, metered: map[uint32]int64{}, used: map[uint32]day{}}
+	return &head{rows: map[*resource][]rowRef{}, byID: map[sample.BatchID]*headBatch{}, foreign: map[sample.ID][]valueRef{}, metered: map[uint32]int64{}, used: map[uint32]day{}}
 }
 
 // rowRef is a row of a resource.
@@ -34,6 +34,14 @@ type rowRef struct {
 }
 
 func (r rowRef) info() *headRow { return &r.rows[r.row] }
+
+// valueRef is a value of a row.
+type valueRef struct {
+	rowRef
+	at int // position in the batch's values
+}
+
+func (r valueRef) column() *headColumn { return r.headBatch.column(int(r.indexes[r.at])) }
 
 // headBatch is a batch turned into rows: the values of a row lie side by side,
 // as queries and flushes want them. It never changes.
@@ -67,7 +75,7 @@ type headRow struct {
 func (b *headBatch) bytes() int64 {
 	n := 200 + 10*len(b.values) + (24+24)*len(b.rows) + 32*len(b.columns)
 	for _, id := range b.ids {
-		n += 16 + len(id)
+		n += 16 + len(id) + 160 // where head.foreign has it
 	}
 	return int64(n)
 }
@@ -334,11 +342,16 @@ func (s *Store) publish(hb *headBatch, node string, gaps []sample.Gap) {
 			h.metered[hb.node] = row.time
 		}
 		r.foreign = r.foreign || hb.explicit
+		if !hb.explicit {
+			continue
+		}
+		for at, to := hb.span(i); at < to; at++ {
+			id := hb.sampleID(int(hb.indexes[at]))
+			h.foreign[id] = append(h.foreign[id], valueRef{rowRef{hb, i}, at})
+		}
 	}
 	h.batches = append(h.batches, hb)
-	if hb.explicit {
-		h.foreign = append(h.foreign, hb)
-	} else {
+	if !hb.explicit {
 		h.byID[hb.id] = hb
 	}
 	for n, g := range gaps {

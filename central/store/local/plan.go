@@ -15,12 +15,15 @@ type plan struct {
 	resource  *string          // all matches are of this one; nil: any
 	id        *store.Cond      // all matches have this id; nil: any
 
-	fixed map[fixedKey]*store.Predicate
-	last  fixedKey
-	lastP *store.Predicate
+	byMetadata bool // the filter is about metadata
+	fixed      map[fixedKey]*store.Predicate
+	last       fixedKey
+	lastP      *store.Predicate
 }
 
-type fixedKey struct{ meter, holder uint32 }
+// fixedKey is what samples have in common that a filter selects alike but for
+// their times and volumes. meta is 0 where metadata makes no difference.
+type fixedKey struct{ meter, holder, meta uint32 }
 
 // target is a series that may have matches, whatever its holder.
 type target struct {
@@ -51,6 +54,7 @@ func (v *view) plan(p *store.Predicate) *plan {
 		return true
 	})
 	pl.predicate = p.Fix(func(c *store.Cond) (store.Truth, bool) { return store.True, bounds[c] })
+	pl.byMetadata = pl.predicate.Uses(store.FieldMetadata)
 	return pl
 }
 
@@ -115,6 +119,16 @@ func holderDecides(h *holder) func(*store.Cond) (store.Truth, bool) {
 			return c.Text(h.source), true
 		}
 		return 0, false
+	}
+}
+
+// documentDecides decides the conditions on metadata.
+func documentDecides(d *store.Document) func(*store.Cond) (store.Truth, bool) {
+	return func(c *store.Cond) (store.Truth, bool) {
+		if c.Field != store.FieldMetadata {
+			return 0, false
+		}
+		return c.Metadata(d), true
 	}
 }
 
@@ -189,9 +203,13 @@ func (pl *plan) targets(rolled bool) []target {
 	return ts
 }
 
-// series returns the predicate for the samples of one series.
-func (pl *plan) series(m *meter, h *holder) *store.Predicate {
-	key := fixedKey{m.no, h.no}
+// series returns the predicate for the samples of a series that have the same
+// metadata, of which all conditions are decided.
+func (pl *plan) series(m *meter, h *holder, meta uint32) *store.Predicate {
+	key := fixedKey{meter: m.no, holder: h.no}
+	if pl.byMetadata {
+		key.meta = meta
+	}
 	if pl.lastP != nil && key == pl.last {
 		return pl.lastP
 	}
@@ -201,6 +219,9 @@ func (pl *plan) series(m *meter, h *holder) *store.Predicate {
 			clear(pl.fixed)
 		}
 		p = pl.predicate.Fix(meterDecides(m)).Fix(holderDecides(h))
+		if _, constant := p.Const(); !constant && pl.byMetadata {
+			p = p.Fix(documentDecides(pl.document(meta)))
+		}
 		pl.fixed[key] = p
 	}
 	pl.last, pl.lastP = key, p
@@ -209,7 +230,7 @@ func (pl *plan) series(m *meter, h *holder) *store.Predicate {
 
 // matches reports whether a point of the plan's time matches.
 func (pl *plan) matches(m *meter, p *point) (bool, error) {
-	pred := pl.series(m, pl.holders[p.holder])
+	pred := pl.series(m, pl.holders[p.holder], p.meta)
 	if selects, constant := pred.Const(); constant {
 		return selects, nil
 	}
@@ -218,10 +239,10 @@ func (pl *plan) matches(m *meter, p *point) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		return pred.Match(&s, pl.document(p.meta)), nil
+		return pred.Match(&s, nil), nil
 	}
 	var s store.Sample
 	s.Time = p.time
 	s.Volume.Bits, s.Volume.Tag = p.bits, p.tag
-	return pred.Match(&s, pl.document(p.meta)), nil
+	return pred.Match(&s, nil), nil
 }

@@ -51,12 +51,7 @@ func (s *Store) Meters(ctx context.Context, f store.Filter) (_ []store.Meter, er
 	s.mu.RUnlock()
 	var out []store.Meter
 	for _, n := range all {
-		p := pl.series(n.meter, n.newest.holder)
-		selects, constant := p.Const()
-		if !constant {
-			selects = p.Match(&store.Sample{}, v.document(n.newest.meta))
-		}
-		if selects {
+		if selects, _ := pl.series(n.meter, n.newest.holder, n.newest.meta).Const(); selects {
 			h := n.newest.holder
 			out = append(out, store.Meter{MeterRef: n.meter.MeterRef, Resource: n.resource.id, Source: h.source, Project: h.project, User: h.user})
 		}
@@ -351,7 +346,7 @@ func (pl *plan) rowsOf(d hour, r *resource, found map[*resource]*lifetime) error
 
 // rowMatches reports whether the samples of a row match.
 func (pl *plan) rowMatches(t int64, h *holder, meta uint32, recorded func() (int64, error)) (bool, error) {
-	p := pl.series(noMeter, h)
+	p := pl.series(noMeter, h, meta)
 	selects, constant := p.Const()
 	if constant {
 		return selects, nil
@@ -364,7 +359,7 @@ func (pl *plan) rowMatches(t int64, h *holder, meta uint32, recorded func() (int
 			return false, err
 		}
 	}
-	return p.Match(&s, pl.document(meta)), nil
+	return p.Match(&s, nil), nil
 }
 
 // noMeter stands for all where the filter is not about meters.

@@ -37,11 +37,7 @@ func (pl *plan) useRollups() bool {
 
 // runMatches reports whether the filter, which [plan.useRollups], selects a run.
 func (pl *plan) runMatches(m *meter, r *run) bool {
-	p := pl.series(m, pl.holders[r.holder])
-	selects, constant := p.Const()
-	if !constant {
-		selects = p.Match(&store.Sample{}, pl.document(r.meta))
-	}
+	selects, _ := pl.series(m, pl.holders[r.holder], r.meta).Const()
 	return selects
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/sample"
@@ -78,6 +79,7 @@ func (s *Store) Statistics(ctx context.Context, q store.StatisticsQuery) (_ []st
 	pl := v.plan(p)
 	targets := pl.targets(pl.useRollups())
 	a := &aggregator{plan: pl, query: &q, groups: map[string]*group{}, series: map[fixedKey]*group{}}
+	a.byMetadata = slices.ContainsFunc(q.GroupBy, func(g store.Group) bool { return g.Field == store.FieldMetadata })
 	switch {
 	case q.Start != nil:
 		a.start = *q.Start
@@ -173,9 +175,10 @@ type aggregator struct {
 	start int64 // of bucket 0
 	count int   // of buckets
 
-	groups map[string]*group   // by the texts of the group and the unit
-	series map[fixedKey]*group // where metadata makes no difference
-	key    []byte
+	groups     map[string]*group // by the texts of the group and the unit
+	series     map[fixedKey]*group
+	byMetadata bool // the groups are
+	key        []byte
 }
 
 // group holds the buckets of one group and unit.
@@ -322,17 +325,22 @@ func (a *aggregator) text(f store.Field, t *target, holder uint32) string {
 
 // group returns the group of a holder and metadata; nil where that lacks a key.
 func (a *aggregator) group(t *target, holder, meta uint32) *group {
-	series := fixedKey{t.meter.no, holder}
-	if g := a.series[series]; g != nil {
+	series := fixedKey{meter: t.meter.no, holder: holder}
+	if a.byMetadata {
+		series.meta = meta
+	}
+	if g, ok := a.series[series]; ok {
 		return g
 	}
+	if len(a.series) > 1<<16 {
+		clear(a.series)
+	}
+	a.series[series] = nil
 	values := make([]*string, 0, len(a.query.GroupBy))
-	byMetadata := false
 	a.key = append(a.key[:0], t.meter.Unit...)
 	for _, by := range a.query.GroupBy {
 		var value *string
 		if by.Field == store.FieldMetadata {
-			byMetadata = true
 			v, ok := a.document(meta).Lookup(by.Key)
 			if !ok {
 				return nil
@@ -356,9 +364,7 @@ func (a *aggregator) group(t *target, holder, meta uint32) *group {
 		}
 		a.groups[string(a.key)] = g
 	}
-	if !byMetadata {
-		a.series[series] = g
-	}
+	a.series[series] = g
 	return g
 }
 

@@ -32,6 +32,7 @@ type view struct {
 	parts    *pebble.Iterator
 	batches  *pebble.Iterator
 	rollups  *pebble.Iterator
+	foreign  *pebble.Iterator // opened when it is needed
 	key, end []byte
 
 	dayRollups *pebble.Iterator
@@ -135,7 +136,7 @@ func (s *Store) enter() error {
 
 func (v *view) close() error {
 	var errs []error
-	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches, v.rollups, v.dayRollups} {
+	for _, it := range []*pebble.Iterator{v.chunks, v.parts, v.batches, v.rollups, v.dayRollups, v.foreign} {
 		if it != nil {
 			errs = append(errs, it.Close())
 		}
@@ -474,28 +475,46 @@ func (v *view) document(meta uint32) *store.Document {
 	return d
 }
 
-// has reports whether there is a sample of a series with this time and id.
-func (v *view) has(m *meter, h *holder, t int64, id sample.ID) (bool, error) {
-	points := v.headPoints(nil, h.resource, m, t, t)
+// has reports whether there is a sample of a series with this time and id. It
+// reads samples only where one of the resource's has the id.
+func (v *view) has(m *meter, h *holder, t int64, id sample.ID) (found bool, err error) {
+	is := func(of *meter, p *point) error {
+		found = found || of == m && p.holder == h.no && p.time == t
+		return nil
+	}
+	if err := v.findInHeads(id, is); err != nil || found {
+		return found, err
+	}
 	hr := hourOf(t)
-	if _, ok := slices.BinarySearch(v.hours, hr); ok {
-		if err := v.eachChunk(hr, m.no, h.resource.no, t, t, func(value []byte, _, _ int64, p part) (err error) {
-			points, err = v.points(points, value, hr, h.resource.no, p, t, t)
-			return err
-		}); err != nil {
+	if _, ok := slices.BinarySearch(v.hours, hr); !ok {
+		return false, nil
+	}
+	at := &batchInfo{from: t, to: t}
+	if batch, index, ok := id.Batch(); ok {
+		where, err := v.place(batch)
+		if err != nil {
 			return false, err
 		}
-	}
-	for i := range points {
-		if points[i].holder != h.no {
-			continue
-		}
-		s, err := v.sample(m, &points[i])
-		if err != nil || s.ID == id {
-			return err == nil, err
+		if where != nil && slices.Contains(where.days, dayOf(t)) {
+			if _, err := v.findIndex(dayOf(t), m, h.resource.no, at, where.seq, uint32(index), is); err != nil || found {
+				return found, err
+			}
 		}
 	}
-	return false, nil
+	err = v.eachForeign(dayOf(t), id, func(of *meter, resource uint32, seq uint64, index uint32) error {
+		if found || of != m || resource != h.resource.no {
+			return nil
+		}
+		_, err := v.findIndex(dayOf(t), m, resource, at, seq, index, func(of *meter, p *point) error {
+			s, err := v.sample(of, p) // ids of the same hash may differ
+			if err != nil || s.ID != id {
+				return err
+			}
+			return is(of, p)
+		})
+		return err
+	})
+	return found, err
 }
 
 // find returns the samples with an id.
@@ -508,68 +527,75 @@ func (v *view) find(id sample.ID) ([]store.Sample, error) {
 		}
 		return err
 	}
+	if err := v.findInHeads(id, add); err != nil {
+		return nil, err
+	}
 	if batch, index, ok := id.Batch(); ok {
-		for _, h := range v.heads {
-			v.s.mu.RLock()
-			hb := h.byID[batch]
-			v.s.mu.RUnlock()
-			if hb != nil && hb.seq > v.after && hb.seq <= v.upTo {
-				if err := hb.find(index, add); err != nil {
-					return nil, err
-				}
-			}
-		}
 		if err := v.findDerived(batch, uint32(index), add); err != nil {
 			return nil, err
-		}
-	}
-	for _, h := range v.heads {
-		v.s.mu.RLock()
-		foreign := h.foreign
-		v.s.mu.RUnlock()
-		text := id.String()
-		for _, hb := range foreign {
-			if hb.seq <= v.after || hb.seq > v.upTo {
-				continue
-			}
-			for index := range hb.ids {
-				if hb.ids[index] != text {
-					continue
-				}
-				if err := hb.find(index, add); err != nil {
-					return nil, err
-				}
-			}
 		}
 	}
 	return out, v.findForeign(id, add)
 }
 
-// find calls add with the sample that has an index.
-func (b *headBatch) find(index int, add func(*meter, *point) error) error {
-	for row := range b.rows {
-		for at, to := b.span(row); at < to; at++ {
-			if int(b.indexes[at]) == index {
-				col := b.column(index)
-				p := rowRef{b, row}.point(at, col)
-				return add(col.meter, &p)
+// findInHeads calls add with the samples of the heads that have an id.
+func (v *view) findInHeads(id sample.ID, add func(*meter, *point) error) error {
+	batch, index, derived := id.Batch()
+	for _, h := range v.heads {
+		v.s.mu.RLock()
+		refs := h.foreign[id]
+		var hb *headBatch
+		if derived {
+			hb = h.byID[batch]
+		}
+		v.s.mu.RUnlock()
+		if hb != nil {
+			if ref, ok := hb.find(index); ok {
+				refs = append(slices.Clip(refs), ref)
+			}
+		}
+		for _, ref := range refs {
+			if ref.seq <= v.after || ref.seq > v.upTo {
+				continue
+			}
+			col := ref.column()
+			p := ref.point(ref.at, col)
+			if err := add(col.meter, &p); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// findDerived looks through what the batch's resources have at its time.
-func (v *view) findDerived(id sample.BatchID, index uint32, add func(*meter, *point) error) error {
+// find returns the value with an index.
+func (b *headBatch) find(index int) (valueRef, bool) {
+	for row := range b.rows {
+		from, to := b.span(row)
+		if i, ok := slices.BinarySearch(b.indexes[from:to], uint16(index)); ok {
+			return valueRef{rowRef{b, row}, from + i}, true
+		}
+	}
+	return valueRef{}, false
+}
+
+// place returns where a batch without foreign ids is; nil: there is none.
+func (v *view) place(id sample.BatchID) (*place, error) {
 	value, closer, err := v.snap.Get(batchIDKey(id))
 	if errors.Is(err, pebble.ErrNotFound) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("look up batch: %w", err)
+		return nil, fmt.Errorf("look up batch: %w", err)
 	}
-	var where place
-	if err := errors.Join(where.decode(value), closer.Close()); err != nil {
+	where := &place{}
+	return where, errors.Join(where.decode(value), closer.Close())
+}
+
+// findDerived looks through what the batch's resources have at its time.
+func (v *view) findDerived(id sample.BatchID, index uint32, add func(*meter, *point) error) error {
+	where, err := v.place(id)
+	if err != nil || where == nil {
 		return err
 	}
 	for _, d := range where.days {
@@ -632,34 +658,46 @@ func (v *view) findIndex(d day, m *meter, resource uint32, info *batchInfo, seq 
 
 // findForeign looks up the index of foreign ids, day by day.
 func (v *view) findForeign(id sample.ID, add func(*meter, *point) error) error {
-	hash := hashID(id)
-	it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{keyForeign}, UpperBound: []byte{keyForeign + 1}})
-	if err != nil {
-		return fmt.Errorf("look up id: %w", err)
-	}
-	defer it.Close()
-	var key []byte
 	last := day(math.MinInt32)
+	whole := &batchInfo{from: math.MinInt64, to: math.MaxInt64}
 	for _, h := range v.hours {
 		d := dayOf(h.start())
 		if d == last {
 			continue
 		}
 		last = d
-		key = foreignKey(key[:0], d, hash, 0, 0)
-		prefix := key[:1+4+8]
-		for ok := it.SeekGE(key); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {
-			rest := it.Key()[len(prefix):]
-			r := reader{src: it.Value()}
-			m, resource := r.number(), r.number()
-			if err := r.done("place of an id"); err != nil || len(rest) != 12 || int(m) >= len(v.meters) {
-				return errors.Join(fmt.Errorf("look up id: %w", errCorrupt), err)
-			}
-			whole := &batchInfo{from: math.MinInt64, to: math.MaxInt64}
-			seq, index := binary.BigEndian.Uint64(rest), binary.BigEndian.Uint32(rest[8:])
-			if _, err := v.findIndex(d, v.meters[m], resource, whole, seq, index, add); err != nil {
-				return err
-			}
+		if err := v.eachForeign(d, id, func(m *meter, resource uint32, seq uint64, index uint32) error {
+			_, err := v.findIndex(d, m, resource, whole, seq, index, add)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachForeign calls each with the places of a day's samples that have the hash of
+// a foreign id.
+func (v *view) eachForeign(d day, id sample.ID, each func(m *meter, resource uint32, seq uint64, index uint32) error) error {
+	if v.foreign == nil {
+		it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{keyForeign}, UpperBound: []byte{keyForeign + 1}})
+		if err != nil {
+			return fmt.Errorf("look up id: %w", err)
+		}
+		v.foreign = it
+	}
+	it := v.foreign
+	v.key = foreignKey(v.key[:0], d, hashID(id), 0, 0)
+	prefix := slices.Clone(v.key[:1+4+8])
+	for ok := it.SeekGE(v.key); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {
+		rest := it.Key()[len(prefix):]
+		r := reader{src: it.Value()}
+		m, resource := r.number(), r.number()
+		if err := r.done("place of an id"); err != nil || len(rest) != 12 || int(m) >= len(v.meters) {
+			return errors.Join(fmt.Errorf("look up id: %w", errCorrupt), err)
+		}
+		if err := each(v.meters[m], resource, binary.BigEndian.Uint64(rest), binary.BigEndian.Uint32(rest[8:])); err != nil {
+			return err
 		}
 	}
 	return it.Error()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -35,6 +36,7 @@ func Run(t *testing.T, e Engine) {
 		"volumes are exact":                                       testExact,
 		"a batch is stored once":                                  testOnce,
 		"a sample is stored once":                                 testSampleOnce,
+		"samples of one time differ by their ids alone":           testOneTime,
 		"a batch that can never be stored costs no other":         testRefused,
 		"samples come newest first and in stored order":           testOrder,
 		"a sample is found by its id":                             testByID,
@@ -296,6 +298,38 @@ func testSampleOnce(t *testing.T, f *fixture) {
 			t.Errorf("got %+v, %v, want a count of 3", stats, err)
 		}
 	})
+}
+
+func testOneTime(t *testing.T, f *fixture) {
+	// They come in batches that overlap; some have ids of a batch that is stored, too.
+	native := f.batch(cpu(1, sample.Uint(0)), cpu(1, sample.Uint(1)))
+	f.append(t, native)
+	have := 2
+	send := func(from, to int) {
+		t.Helper()
+		ids := []string{native.Batch.SampleID(from % 2).String()}
+		for i := from; i < to; i++ {
+			ids = append(ids, fmt.Sprint("id-", i))
+		}
+		f.append(t, received(0, ids, slices.Repeat([]sample.Sample{cpu(1, sample.Uint(2))}, len(ids))...))
+		have = max(have, to+2)
+	}
+	send(0, 40)
+	f.settle(t)
+	send(20, 60)
+	f.everywhere(t, func(t *testing.T) {
+		send(have-30, have+10)
+		if got := len(f.samples(t, store.Filter{})); got != have {
+			t.Errorf("got %d samples, want %d", got, have)
+		}
+	})
+	// The same id at another time, or of another series, is another sample.
+	other := cpu(1, sample.Uint(3))
+	other.Resource = "vm-2"
+	f.append(t, received(0, []string{"id-1", "id-1"}, cpu(-1, sample.Uint(3)), other))
+	if got := len(f.samples(t, store.Filter{})); got != have+2 {
+		t.Errorf("got %d samples, want %d", got, have+2)
+	}
 }
 
 func testRefused(t *testing.T, f *fixture) {
