@@ -131,6 +131,11 @@ bench-central: go ## CPU and bytes a sample of the store, its commits, and its q
 bench-paced: go ## ten minutes of 100,000 samples/s of a million series into the store: CPU, memory, commits, lag
 	$(GO) test -run '^$$' -bench Paced -benchtime 6000x -timeout 30m ./central/store/local
 
+.PHONY: bench-at-rest
+bench-at-rest: go build bin/lab ## bytes that an agent's real samples take in the store: MINUTES=50 of six guests under load, made a day (root)
+	@scripts/packages.sh "the lab" $(PACKAGES_LAB)
+	@scripts/at-rest.sh "$(GO)" $(or $(MINUTES),50)
+
 .PHONY: bench-notifier
 bench-notifier: go build bin/lab ## µs of CPU a notification, beside Ceilometer's notification agent
 	@scripts/packages.sh "the benchmark" rabbitmq-server $(PACKAGES_WIRE)
