@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -318,5 +319,44 @@ func TestBadConfig(t *testing.T) {
 		if _, err := auth.New(t.Context(), &c, zaptest.NewLogger(t)); err == nil {
 			t.Errorf("%s: it starts", name)
 		}
+	}
+}
+
+// TestAnIssuerThatHangs has one that takes a question and does not answer: who asks
+// meanwhile waits with its own patience, and the issuer is asked once.
+func TestAnIssuerThatHangs(t *testing.T) {
+	asked, answer := make(chan struct{}, 2), make(chan struct{})
+	hung := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		w.WriteHeader(http.StatusBadGateway)
+	}))
+	defer hung.Close()
+	c := auth.DefaultConfig()
+	c.JWT.Issuer, c.JWT.Audience = hung.URL, "kvmeter"
+	authenticate, err := auth.New(t.Context(), &c, zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := newIssuer(t).token(t, map[string]any{"iss": hung.URL})
+	first := make(chan error, 1)
+	go func() {
+		_, err := authenticate(asking("Authorization", "Bearer "+token))
+		first <- err
+	}()
+	<-asked
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = authenticate(asking("Authorization", "Bearer "+token).WithContext(ctx))
+	wantStatus(t, "who has no patience", err, http.StatusServiceUnavailable, "")
+	select {
+	case err := <-first:
+		t.Errorf("the first has its answer already: %v", err)
+	default:
+	}
+	close(answer)
+	wantStatus(t, "the first", <-first, http.StatusServiceUnavailable, "")
+	if len(asked) > 0 {
+		t.Error("the issuer was asked twice")
 	}
 }

@@ -9,9 +9,10 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
+	"sync/atomic"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/kvmeter/kvmeter/central/api"
 )
@@ -60,11 +61,10 @@ var algorithms = []string{
 // jwt knows the tokens of an issuer. Its keys are kept until a token is signed
 // with another one.
 type jwt struct {
-	ctx    context.Context // of the requests for keys
-	config *JWTConfig
-
-	mu       sync.Mutex
-	verifier *oidc.IDTokenVerifier // nil: the issuer was not asked yet
+	ctx      context.Context // of the requests for keys
+	config   *JWTConfig
+	asking   singleflight.Group
+	verifier atomic.Pointer[oidc.IDTokenVerifier] // nil: the issuer was not asked yet
 }
 
 func newJWT(ctx context.Context, c *JWTConfig) *jwt {
@@ -72,31 +72,42 @@ func newJWT(ctx context.Context, c *JWTConfig) *jwt {
 }
 
 // prepared returns the verifier, and asks the issuer where its keys are if need
-// be.
-func (j *jwt) prepared() (*oidc.IDTokenVerifier, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.verifier != nil {
-		return j.verifier, nil
+// be: once for all who wait.
+func (j *jwt) prepared(ctx context.Context) (*oidc.IDTokenVerifier, error) {
+	if v := j.verifier.Load(); v != nil {
+		return v, nil
 	}
-	config := &oidc.Config{ClientID: j.config.Audience, SupportedSigningAlgs: algorithms}
-	if j.config.JWKS != "" {
-		j.verifier = oidc.NewVerifier(j.config.Issuer, oidc.NewRemoteKeySet(j.ctx, j.config.JWKS), config)
-		return j.verifier, nil
+	done := j.asking.DoChan("", func() (any, error) {
+		if j.verifier.Load() != nil { // since it was looked at
+			return nil, nil
+		}
+		config := &oidc.Config{ClientID: j.config.Audience, SupportedSigningAlgs: algorithms}
+		if j.config.JWKS != "" {
+			j.verifier.Store(oidc.NewVerifier(j.config.Issuer, oidc.NewRemoteKeySet(j.ctx, j.config.JWKS), config))
+			return nil, nil
+		}
+		p, err := oidc.NewProvider(j.ctx, j.config.Issuer)
+		if err == nil {
+			j.verifier.Store(p.VerifierContext(j.ctx, config))
+		}
+		return nil, err
+	})
+	select {
+	case asked := <-done:
+		if asked.Err != nil {
+			return nil, unavailable{asked.Err}
+		}
+		return j.verifier.Load(), nil
+	case <-ctx.Done():
+		return nil, unavailable{ctx.Err()}
 	}
-	p, err := oidc.NewProvider(j.ctx, j.config.Issuer)
-	if err != nil {
-		return nil, unavailable{err}
-	}
-	j.verifier = p.VerifierContext(j.ctx, config)
-	return j.verifier, nil
 }
 
 func (j *jwt) identify(ctx context.Context, token string) (api.Identity, error) {
 	if !j.issued(token) {
 		return api.Identity{}, errUnknown
 	}
-	v, err := j.prepared()
+	v, err := j.prepared(ctx)
 	if err != nil {
 		return api.Identity{}, err
 	}
