@@ -7,8 +7,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -43,7 +41,8 @@ type Config struct {
 	QueueArguments map[string]any `yaml:"queue_arguments"`
 	// TelemetrySecretFile is a file with the secret that signs samples,
 	// [publisher] telemetry_secret. Empty: what ceilometer_conf says, else the one
-	// that Ceilometer has unless it is told another, which everybody knows.
+	// that Ceilometer has unless it is told another, which everybody knows. It is
+	// read again whenever samples are sent.
 	TelemetrySecretFile string `yaml:"telemetry_secret_file"`
 	// TelemetrySecret is the secret where there is no file. Empty: samples are not
 	// signed.
@@ -79,11 +78,11 @@ func (c *Config) secret() (string, error) {
 	if c.TelemetrySecretFile == "" {
 		return c.TelemetrySecret, nil
 	}
-	data, err := os.ReadFile(c.TelemetrySecretFile)
+	secret, err := sample.ReadSecret(c.TelemetrySecretFile, 1)
 	if err != nil {
 		return "", fmt.Errorf("ceilometer.telemetry_secret_file: %w", err)
 	}
-	return strings.TrimSpace(string(data)), nil
+	return string(secret), nil
 }
 
 // queues returns the queues of the topics, whose names are also the routing keys.
@@ -122,6 +121,8 @@ type Publisher struct {
 	mu      sync.Mutex
 	decoder *sample.Decoder
 	writer  *wire.Writer
+	secret  string // of writer
+	trouble string // about the file of it, which was said
 	sent    map[string]bool // messages of the call before that failed, which are taken
 }
 
@@ -138,7 +139,7 @@ func New(cfg Config, b broker, log *zap.Logger, reg prometheus.Registerer) (*Pub
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "kvmeter", Subsystem: "agent", Name: name, Help: help})
 	}
 	p := &Publisher{
-		cfg: cfg, log: log, broker: b, queues: cfg.queues(), writer: wire.NewWriter(secret, ""), sent: map[string]bool{},
+		cfg: cfg, log: log, broker: b, queues: cfg.queues(), writer: wire.NewWriter(secret, ""), secret: secret, sent: map[string]bool{},
 		messages: counter("ceilometer_messages_total", "With wire: ceilometer, messages that the broker has taken."),
 		samples:  counter("ceilometer_samples_total", "With wire: ceilometer, samples that the broker has taken, once for all topics."),
 		gaps:     counter("ceilometer_gaps_unsent_total", "With wire: ceilometer, gaps that were not sent, since Ceilometer has none."),
@@ -160,6 +161,7 @@ func New(cfg Config, b broker, log *zap.Logger, reg prometheus.Registerer) (*Pub
 func (p *Publisher) Publish(ctx context.Context, ms ...bus.Message) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.renew()
 	for i := range ms {
 		if p.sent[ms[i].ID] {
 			continue
@@ -181,6 +183,23 @@ func (p *Publisher) Publish(ctx context.Context, ms ...bus.Message) error {
 	}
 	clear(p.sent)
 	return nil
+}
+
+// renew takes a secret that has changed. While it can't be read the one before signs.
+func (p *Publisher) renew() {
+	secret, err := p.cfg.secret()
+	if err != nil {
+		if p.trouble != err.Error() {
+			p.trouble = err.Error()
+			p.log.Warn("the secret can't be read again; the one read before signs", zap.Error(err))
+		}
+		return
+	}
+	p.trouble = ""
+	if secret != p.secret {
+		p.secret, p.writer = secret, wire.NewWriter(secret, "")
+		p.log.Info("the secret of ceilometer.telemetry_secret_file has changed")
+	}
 }
 
 // Bounds of what is sent together: [sample.MaxDecoded] bounds a message.

@@ -234,6 +234,32 @@ func (n *nth) Publish(ctx context.Context, ms ...bus.Message) error {
 	return n.fakeBroker.Publish(ctx, ms...)
 }
 
+func TestASecretThatChangesIsTakenWithoutARestart(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secret")
+	cfg, b := DefaultConfig(), &fakeBroker{}
+	cfg.TelemetrySecretFile = file
+	var p *Publisher
+	for _, step := range []struct{ file, want string }{{"one\n", "one"}, {"two\n", "two"}, {"", "two"}} {
+		if err := os.WriteFile(file, []byte(step.file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p == nil {
+			p = open(t, cfg, b)
+		}
+		if err := p.Publish(t.Context(), batch(t, 1)); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range read(t, b.taken[len(b.taken)-1]).Payload.Samples {
+			var of struct {
+				Signature string `json:"message_signature"`
+			}
+			if err := json.Unmarshal(s, &of); err != nil || of.Signature != wire.Signature(s, step.want) {
+				t.Errorf("with %q in the file: error %v, signature %s is not by %q", step.file, err, of.Signature, step.want)
+			}
+		}
+	}
+}
+
 func TestConfig(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(file, []byte(" s \n"), 0o600); err != nil {
