@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -358,5 +359,44 @@ func TestAnIssuerThatHangs(t *testing.T) {
 	wantStatus(t, "the first", <-first, http.StatusServiceUnavailable, "")
 	if len(asked) > 0 {
 		t.Error("the issuer was asked twice")
+	}
+}
+
+// TestAnIdentityServiceThatHangs has many bring tokens while the service does not
+// answer: it is not asked for each of them in turn.
+func TestAnIdentityServiceThatHangs(t *testing.T) {
+	const many = 20
+	var asked atomic.Int32
+	answer := make(chan struct{})
+	hung := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		<-answer
+		w.WriteHeader(http.StatusBadGateway)
+	}))
+	defer hung.Close()
+	c := auth.DefaultConfig()
+	c.Keystone.AuthURL, c.Keystone.Username, c.Keystone.PasswordFile = hung.URL, "kvmeter", filepath.Join(t.TempDir(), "password")
+	write(t, c.Keystone.PasswordFile, "hush")
+	authenticate, err := auth.New(t.Context(), &c, zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var began sync.WaitGroup
+	done := make(chan error, many)
+	began.Add(many)
+	for i := range many {
+		go func() {
+			began.Done()
+			_, err := authenticate(asking("X-Auth-Token", fmt.Sprintf("token-%d", i)))
+			done <- err
+		}()
+	}
+	began.Wait()
+	close(answer)
+	for range many {
+		wantStatus(t, "while the service hangs", <-done, http.StatusServiceUnavailable, "")
+	}
+	if n := asked.Load(); n >= many {
+		t.Errorf("the service was asked %d times by %d", n, many)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/kvmeter/kvmeter/central/api"
+	"github.com/kvmeter/kvmeter/sample"
 )
 
 // KeystoneConfig is about tokens of OpenStack's identity service, version 3.
@@ -98,11 +99,11 @@ func secret(name, path string) (string, error) {
 	if path == "" {
 		return "", fmt.Errorf("keystone.%s is empty", name)
 	}
-	b, err := os.ReadFile(path)
+	b, err := sample.ReadSecret(path, 1)
 	if err != nil {
 		return "", fmt.Errorf("keystone.%s: %w", name, err)
 	}
-	return strings.TrimSpace(string(b)), nil
+	return string(b), nil
 }
 
 // keystone asks the identity service about tokens, and remembers what it said.
@@ -115,7 +116,7 @@ type keystone struct {
 	cache   *lru.Cache[digest, answer]
 	asking  singleflight.Group
 
-	mu       sync.Mutex
+	mu       sync.Mutex                 // nobody is asked with it held
 	service  *gophercloud.ServiceClient // nil: not logged in yet
 	asked    time.Time                  // for revocations, the last time
 	revoked  map[string]struct{}        // events of revocation that are known
@@ -179,28 +180,47 @@ func (k *keystone) identify(_ context.Context, token string) (api.Identity, erro
 	return a.Identity, a.err
 }
 
-// login returns the service's client. The client itself renews its token.
+// login returns the service's client, for which it logs in once for all who wait. The
+// client itself renews its token.
 func (k *keystone) login() (*gophercloud.ServiceClient, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.service != nil {
-		return k.service, nil
+	if service := k.loggedIn(); service != nil {
+		return service, nil
 	}
-	provider, err := openstack.NewClient(k.options.IdentityEndpoint)
+	got, err, _ := k.asking.Do("login", func() (any, error) {
+		if service := k.loggedIn(); service != nil { // since it was looked at
+			return service, nil
+		}
+		provider, err := openstack.NewClient(k.options.IdentityEndpoint)
+		if err != nil {
+			return nil, err
+		}
+		provider.HTTPClient = *k.client
+		provider.UseTokenLock()
+		if err := openstack.Authenticate(k.ctx, provider, k.options); err != nil {
+			return nil, fmt.Errorf("log in to %s: %w", k.options.IdentityEndpoint, err)
+		}
+		// The catalogue may name an address for others; we use the one that we were given.
+		endpoint := strings.TrimSuffix(k.options.IdentityEndpoint, "/") + "/"
+		service := &gophercloud.ServiceClient{ProviderClient: provider, Endpoint: endpoint, Type: "identity"}
+		asked := time.Now()
+		events, err := k.revokedLately(service)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.service, k.asked = service, asked
+		k.learn(events, err)
+		return service, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	provider.HTTPClient = *k.client
-	provider.UseTokenLock()
-	if err := openstack.Authenticate(k.ctx, provider, k.options); err != nil {
-		return nil, fmt.Errorf("log in to %s: %w", k.options.IdentityEndpoint, err)
-	}
-	// The catalogue may name an address for others; we use the one that we were given.
-	endpoint := strings.TrimSuffix(k.options.IdentityEndpoint, "/") + "/"
-	k.service = &gophercloud.ServiceClient{ProviderClient: provider, Endpoint: endpoint, Type: "identity"}
-	k.asked = time.Now()
-	k.learn(k.revokedLately(k.service))
-	return k.service, nil
+	return got.(*gophercloud.ServiceClient), nil
+}
+
+// loggedIn returns the service's client, or nil.
+func (k *keystone) loggedIn() *gophercloud.ServiceClient {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.service
 }
 
 func (k *keystone) ask(token string) (answer, error) {
@@ -255,7 +275,7 @@ func (k *keystone) watch() {
 	}()
 }
 
-// learn takes over what was revoked lately.
+// learn takes over what was revoked lately; mu is held.
 func (k *keystone) learn(events map[string]struct{}, err error) {
 	switch {
 	case gophercloud.ResponseCodeIs(err, http.StatusForbidden), gophercloud.ResponseCodeIs(err, http.StatusNotFound):
