@@ -32,6 +32,9 @@ type LinkReader interface {
 	Read(ctx context.Context, links []rtnl.Link) ([]rtnl.Link, error)
 	Removed(each func(rtnl.Removed)) error
 	Index(name string) (int, error)
+	// Elsewhere reports whether what a process has under the name is not the
+	// interface that is read here.
+	Elsewhere(pid int, name string) bool
 }
 
 // guestSource is what the agent asks libvirt.
@@ -46,6 +49,8 @@ type guestSource interface {
 	Stats(ctx context.Context, uuid string, groups collectors.Groups) (collectors.GuestStats, error)
 	Counters(ctx context.Context, cpu []string, nics bool) (map[string]collectors.GuestStats, error)
 	Err() error
+	ErrOf(uuid string) error
+	Away() []error
 	Run(ctx context.Context)
 }
 
@@ -190,7 +195,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	case len(cfg.Libvirt) == 0:
 		a.notes = append(a.notes, "libvirt is off: disk.device.*, what the guest tells of its memory, power.state, perf.* and check.* cannot be collected, and domains have no project, user or display name")
 	default:
-		a.guest = libvirt.New(deps.Log, cfg.libvirtOptions())
+		a.guest = libvirt.NewHost(deps.Log, cfg.libvirtOptions())
 	}
 	delay := time.Duration(0)
 	if cfg.Spread {
@@ -406,6 +411,9 @@ func (a *Agent) domainNotes() []string {
 	if a.guest != nil {
 		if err := a.guest.Err(); err != nil {
 			notes = append(notes, fmt.Sprintf("libvirt does not answer (%v): disk.device.*, what guests tell of their memory, perf.* and check.* cannot be collected, and domains that are new have no project, user or display name; CPU, disk bytes and network go on; start libvirtd or virtqemud, or set libvirt: off", err))
+		}
+		for _, err := range a.guest.Away() {
+			notes = append(notes, fmt.Sprintf("a libvirt does not answer (%v): of its domains disk.device.*, what guests tell of their memory, perf.* and check.* cannot be collected", err))
 		}
 	}
 	if err := a.state.Err(); err != nil {

@@ -89,7 +89,8 @@ type fakeLinks struct {
 	table []rtnl.Link // sorted by index
 	err   error
 
-	removed []rtnl.Removed
+	removed   []rtnl.Removed
+	elsewhere bool
 }
 
 func (f *fakeLinks) Read(_ context.Context, links []rtnl.Link) ([]rtnl.Link, error) {
@@ -111,6 +112,8 @@ func (f *fakeLinks) Index(name string) (int, error) {
 	}
 	return i + f.shift, nil
 }
+
+func (f *fakeLinks) Elsewhere(int, string) bool { return f.elsewhere }
 
 // fakeGuests is a libvirt.
 type fakeGuests struct {
@@ -166,6 +169,10 @@ func (f *fakeGuests) Err() error {
 	defer f.mu.Unlock()
 	return f.err
 }
+
+func (f *fakeGuests) ErrOf(string) error { return f.Err() }
+
+func (f *fakeGuests) Away() []error { return nil }
 
 func (f *fakeGuests) Run(ctx context.Context) { <-ctx.Done() }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kvmeter/kvmeter/bpf"
+	"github.com/kvmeter/kvmeter/collectors/libvirt"
 )
 
 // DropCapabilities gives up, for all threads and for good, the capabilities
@@ -37,6 +38,10 @@ func (a *Agent) DropCapabilities(ctx context.Context) error {
 	if a.guest == nil || a.readers[0].Origin() == bpf.OriginCPUClock {
 		// NICs are found by looking into QEMU, and its disk bytes in /proc.
 		none = 1 << unix.CAP_SYS_PTRACE
+	}
+	if libvirt.Searches(a.cfg.Libvirt) {
+		// The folders of other processes and users, and sockets that are theirs.
+		none |= 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_DAC_OVERRIDE
 	}
 	for _, h := range a.hooks.list {
 		if n, ok := h.Hook.(interface{ NeedsNetAdmin() bool }); ok && n.NeedsNetAdmin() {

@@ -32,9 +32,13 @@ type Config struct {
 	QEMUInterval time.Duration `yaml:"qemu_interval"`
 	// KVMInterval is the least interval at which KVM's statistics are read.
 	KVMInterval time.Duration `yaml:"kvm_interval"`
-	// Libvirt lists libvirt's sockets, tried in order; a read-only one is
-	// enough. The word "off" instead of a list: domains are found without
-	// libvirt, and what only libvirt knows is missing.
+	// Libvirt lists the sockets of the host's libvirts; read-only ones are
+	// enough. Of several in one folder the first that answers is used, and of each
+	// folder one, so that the domains of all libvirts are known where each pod or
+	// container has its own. A path may have the wildcards *, ? and [] for
+	// libvirts that come and go, such as /proc/*/root/run/libvirt/libvirt-sock-ro; auto
+	// stands for all usual places. The word off instead of a list: domains are
+	// found without libvirt, and what only libvirt knows is missing.
 	Libvirt Sockets `yaml:"libvirt"`
 	// LibvirtTimeout bounds each call of libvirt.
 	LibvirtTimeout time.Duration `yaml:"libvirt_timeout"`
@@ -223,6 +227,9 @@ func (c *Config) Check() error {
 	}
 	if err := c.Spool.Check(); err != nil {
 		return err
+	}
+	if err := libvirt.CheckSockets(c.Libvirt); err != nil {
+		return fmt.Errorf("libvirt: %w", err)
 	}
 	for _, p := range []struct {
 		key  string

@@ -48,7 +48,7 @@ func (a *Agent) libvirtCounts(d *domain, s *standby, failed bool, may, first uin
 	if failed {
 		counts = may
 	}
-	if counts == 0 || a.guest == nil || d.def == nil || d.replaced || a.guest.Err() != nil {
+	if counts == 0 || a.guest == nil || d.def == nil || d.replaced || a.guest.ErrOf(d.uuid) != nil {
 		*s = standby{}
 		return 0
 	}

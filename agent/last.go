@@ -83,6 +83,9 @@ func (a *Agent) lateLink(d *domain, device string) (lateLink, bool) {
 // indexOf returns the index of the interface that the domain has or had by that
 // name, or 0.
 func (a *Agent) indexOf(d *domain, device string) int {
+	if a.links != nil && a.links.Elsewhere(d.pid, device) {
+		return 0
+	}
 	i := a.index(device)
 	if l, ok := a.lateLink(d, device); ok && (i == 0 || a.lives.ends[d.proc] != nil) {
 		return l.Index

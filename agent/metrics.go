@@ -65,7 +65,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		domains:        gauge("domains", "Domains that are metered."),
 		held:           counters("held_values_total", "Readings that were lower than the one before, which was published instead.", "meter"),
 		skipped:        counter("skipped_polls_total", "Polls that were left out because the one before was not done."),
-		libvirt:        gauge("libvirt_connected", "1 while libvirt answers."),
+		libvirt:        gauge("libvirt_connected", "1 while libvirt answers; of several, while one does."),
 		silent:         gauges("qemu_silent_seconds", "How long ago the QEMU of a domain has answered that did not when it was asked last.", "domain"),
 		duration:       gauges("collector_duration_seconds", "How long the collector's last run took.", "collector"),
 		success:        gauges("collector_success", "1 if the collector's last run succeeded.", "collector"),

@@ -464,7 +464,7 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	switch {
 	case def != nil:
 		// While libvirt is away, a tap of that name may be another domain's.
-		if def == d.def && (!d.lostNIC(now) || a.guest.Err() != nil) {
+		if def == d.def && (!d.lostNIC(now) || a.guest.ErrOf(d.uuid) != nil) {
 			return
 		}
 	case d.def != nil: // libvirt forgot it: what it said holds

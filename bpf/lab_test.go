@@ -544,7 +544,7 @@ func TestCapabilitiesAreNeededOnlyToLoad(t *testing.T) {
 }
 
 func missing(who, caps string) string {
-	return fmt.Sprintf("load %s: %v (%s missing): run as root, or grant them to the service (AmbientCapabilities=)\n",
+	return fmt.Sprintf("load %s: %v: %s; run as root, or grant them to the service (AmbientCapabilities=)\n",
 		who, bpf.ErrNoCapability, caps)
 }
 

@@ -15,7 +15,7 @@ var (
 	// ErrNoBTF says that the kernel does not describe its types.
 	ErrNoBTF = errors.New("the kernel has no BTF (/sys/kernel/btf/vmlinux; built without CONFIG_DEBUG_INFO_BTF)")
 	// ErrNoCapability says that the process may not load BPF programs.
-	ErrNoCapability = errors.New("CAP_BPF and CAP_PERFMON are needed")
+	ErrNoCapability = errors.New("BPF needs capabilities that are missing")
 	// ErrRefused says that the kernel refuses BPF to a process that has the capabilities.
 	ErrRefused = errors.New("the kernel refuses BPF although CAP_BPF and CAP_PERFMON are there (lockdown, a security module, or a container with a seccomp filter or user namespace of its own)")
 	// ErrNoTaskIterator says that the kernel can't walk threads on request.
@@ -57,7 +57,7 @@ func explanation(err error, hasBTF bool, missing []string) error {
 	case !hasBTF:
 		return ErrNoBTF
 	case len(missing) > 0:
-		return fmt.Errorf("%w (%s missing): run as root, or grant them to the service (AmbientCapabilities=)",
+		return fmt.Errorf("%w: %s; run as root, or grant them to the service (AmbientCapabilities=)",
 			ErrNoCapability, strings.Join(missing, " and "))
 	case errors.Is(err, unix.EPERM):
 		return ErrRefused

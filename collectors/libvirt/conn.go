@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -96,14 +98,44 @@ func dial(ctx context.Context, sockets []string, timeout time.Duration) (*link, 
 		}
 	}
 	if len(errs) == 0 {
-		return nil, fmt.Errorf("there is no socket %s (is libvirtd or virtqemud there? one in a container may have its socket elsewhere, which the setting libvirt names)", strings.Join(sockets, " or "))
+		return nil, noSocket(sockets)
 	}
 	return nil, errors.Join(errs...)
 }
 
+func noSocket(sockets []string) error {
+	return fmt.Errorf("there is no socket %s (is libvirtd or virtqemud there? one in a container may have its socket elsewhere, which the setting libvirt names)", strings.Join(sockets, " or "))
+}
+
+// dialOne connects to the daemon on a socket: to the host's QEMUs, or where it is an
+// ordinary user's, to his.
 func dialOne(ctx context.Context, path string, timeout time.Duration) (*link, error) {
+	k, err := dialAs(ctx, path, golibvirt.QEMUSystem, timeout)
+	var refused golibvirt.Error
+	if errors.As(err, &refused) {
+		if own, ownErr := dialAs(ctx, path, golibvirt.QEMUSession, timeout); ownErr == nil {
+			return own, nil
+		}
+	}
+	return k, err
+}
+
+// dialUnix connects to a socket whose path may be longer than the address of one.
+func dialUnix(ctx context.Context, path string, timeout time.Duration) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
-	conn, err := dialer.DialContext(ctx, "unix", path)
+	if len(path) < len(syscall.RawSockaddrUnix{}.Path) {
+		return dialer.DialContext(ctx, "unix", path)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	return dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+}
+
+func dialAs(ctx context.Context, path string, uri golibvirt.ConnectURI, timeout time.Duration) (*link, error) {
+	conn, err := dialUnix(ctx, path, timeout)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("connect to libvirt at %s: %w (this user needs to be let in: unix_sock_ro_perms in libvirtd.conf, SocketMode= of the socket's unit, or the folders above it)", path, fs.ErrPermission)
@@ -115,7 +147,7 @@ func dialOne(ctx context.Context, path string, timeout time.Duration) (*link, er
 	pc := &packetConn{Conn: conn, dead: make(chan struct{})}
 	k := &link{Libvirt: golibvirt.NewWithDialer(pc), path: path, conn: pc, timeout: timeout}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
-	if err := k.call(ctx, k.Connect); err != nil {
+	if err := k.call(ctx, func() error { return k.ConnectToURI(uri) }); err != nil {
 		k.close()
 		return nil, fmt.Errorf("connect to libvirt at %s: %w", path, err)
 	}

@@ -219,11 +219,24 @@ func signal(ch chan struct{}) {
 	}
 }
 
+// use changes where libvirt's sockets are, from the next connection on.
+func (c *Client) use(sockets []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opts.Sockets = sockets
+}
+
+func (c *Client) sockets() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.opts.Sockets
+}
+
 // Run keeps the client connected until ctx ends.
 func (c *Client) Run(ctx context.Context) {
 	wait := retryFirst
 	for ctx.Err() == nil {
-		k, err := dial(ctx, c.opts.Sockets, c.opts.Timeout)
+		k, err := dial(ctx, c.sockets(), c.opts.Timeout)
 		if err == nil {
 			start := time.Now()
 			err = c.serve(ctx, k)

@@ -2,13 +2,37 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 )
 
-// Probe asks the first of the sockets on which a libvirt daemon answers for its
-// version, and returns both in words.
+// Probe asks each libvirt daemon that it finds for its version, and returns in words
+// what they say. It is an error if one of them does not answer, or there is none.
 func Probe(ctx context.Context, o Options) (string, error) {
-	k, err := dial(ctx, o.Sockets, o.Timeout)
+	places := find(patterns(o.Sockets))
+	if len(places) == 0 {
+		err := noSocket(o.Sockets)
+		if Searches(o.Sockets) {
+			err = fmt.Errorf("%w (those in containers are found as long as the agent may look into them: CAP_SYS_PTRACE)", err)
+		}
+		return "", err
+	}
+	var words []string
+	var errs []error
+	for _, p := range places {
+		said, err := probe(ctx, p.sockets, o)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		words = append(words, said)
+	}
+	return strings.Join(words, ", "), errors.Join(errs...)
+}
+
+func probe(ctx context.Context, sockets []string, o Options) (string, error) {
+	k, err := dial(ctx, sockets, o.Timeout)
 	if err != nil {
 		return "", err
 	}

@@ -8,7 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +50,7 @@ type Link struct {
 type Conn struct {
 	fd      int
 	removed int // the socket for what is removed
+	network uint64 // inode of the network namespace's /proc/PID/net/dev; 0: not known
 	seq     uint32
 	dirty   bool // an answer may not have been read to its end
 	req     []byte
@@ -70,7 +74,33 @@ func Open() (*Conn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("subscribe to removed interfaces: %w", err)
 	}
-	return &Conn{fd: fd, removed: removed, req: request(), buf: make([]byte, bufferSize)}, nil
+	network, _ := networkOf("thread-self")
+	return &Conn{fd: fd, removed: removed, network: network, req: request(), buf: make([]byte, bufferSize)}, nil
+}
+
+// networkOf tells network namespaces apart, for which the link in /proc/PID/ns
+// would need privileges.
+func networkOf(process string) (inode uint64, ok bool) {
+	var s unix.Stat_t
+	err := unix.Stat("/proc/"+process+"/net/dev", &s)
+	return s.Ino, err == nil
+}
+
+// Elsewhere reports whether the interface that a process knows by the name is in a
+// network namespace of its own, as in a container: one of that name here is another.
+func (c *Conn) Elsewhere(pid int, name string) bool {
+	process := strconv.Itoa(pid)
+	network, ok := networkOf(process)
+	if !ok || c.network == 0 || network == c.network {
+		return false
+	}
+	text, _ := os.ReadFile("/proc/" + process + "/net/dev")
+	for line := range strings.Lines(string(text)) {
+		if device, _, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(device) == name {
+			return true
+		}
+	}
+	return false
 }
 
 // Read appends the counters of all interfaces to links, sorted by index, and

@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"os/exec"
 	"slices"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -167,5 +169,36 @@ func BenchmarkDecode(b *testing.B) {
 			b.Fatal(err)
 		}
 		links = d.links
+	}
+}
+
+// A process in a network namespace of its own, whose only interface is lo.
+func TestElsewhere(t *testing.T) {
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	cmd := exec.CommandContext(t.Context(), "sleep", "60")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		t.Skipf("no network namespace can be made: %v", err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for name, tc := range map[string]struct {
+		pid    int
+		device string
+		want   bool
+	}{
+		"what the process has itself is another":          {cmd.Process.Pid, "lo", true},
+		"what it does not have is opened here":            {cmd.Process.Pid, "tap0", false},
+		"a process of this network sees the same":         {os.Getpid(), "lo", false},
+		"a process that is no more says nothing about it": {1 << 30, "lo", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := c.Elsewhere(tc.pid, tc.device); got != tc.want {
+				t.Errorf("got %t, want %t", got, tc.want)
+			}
+		})
 	}
 }

@@ -67,7 +67,7 @@ var nobody = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gi
 func missing(t *testing.T, l *lab.Lab, g *lab.Guest) {
 	const (
 		noBPF     = "Note: CPU time is read from /proc, at more cost, since BPF cannot be used: "
-		noCaps    = noBPF + "load walk: CAP_BPF and CAP_PERFMON are needed (CAP_BPF and CAP_PERFMON missing): run as root, or grant them to the service (AmbientCapabilities=)\n"
+		noCaps    = noBPF + "load walk: BPF needs capabilities that are missing: CAP_BPF and CAP_PERFMON; run as root, or grant them to the service (AmbientCapabilities=)\n"
 		noBTF     = noBPF + "load walk: the kernel has no BTF (/sys/kernel/btf/vmlinux; built without CONFIG_DEBUG_INFO_BTF)\n"
 		noDisk    = "Note: disk.host.* cannot be collected: "
 		noKVM     = "Note: kvm.* cannot be collected: load kvm: "

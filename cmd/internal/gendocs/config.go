@@ -38,7 +38,7 @@ var types = map[reflect.Type]string{
 	reflect.TypeFor[float64]():                    "number",
 	reflect.TypeFor[time.Duration]():              "duration",
 	reflect.TypeFor[[]string]():                   "list of texts",
-	reflect.TypeFor[agent.Sockets]():              "path, list of paths, or `off`",
+	reflect.TypeFor[agent.Sockets]():              "path or pattern, list of those, `auto`, or `off`",
 	reflect.TypeFor[map[string]any]():             "`{NAME: VALUE, …}`",
 	reflect.TypeFor[oslo.Paths]():                 "path, or list of paths",
 	reflect.TypeFor[libvirt.Path]():               "path in a domain's XML",
