@@ -15,6 +15,7 @@ import (
 	"github.com/kvmeter/kvmeter/central/store"
 	"github.com/kvmeter/kvmeter/diskqueue"
 	"github.com/kvmeter/kvmeter/sample"
+	"github.com/kvmeter/kvmeter/test/fleet"
 )
 
 // BenchmarkAtRest prints the bytes that a day of an agent's samples takes, merged
@@ -44,8 +45,8 @@ func BenchmarkAtRest(b *testing.B) {
 	for round := int64(0); round*length < dayLength; round++ {
 		for i, r := range recorded {
 			batch := *r
-			batch.Base += fleetStart - first + round*length
-			if batch.Base >= fleetStart+dayLength {
+			batch.Base += fleet.Start - first + round*length
+			if batch.Base >= fleet.Start+dayLength {
 				break
 			}
 			batch.Seq += uint64(round) * uint64(len(recorded))

@@ -482,7 +482,7 @@ func benchForeign(b *testing.B, n int, step int64) {
 	before, _ := cpuTime(b)
 	for first := 0; first < n; first += 1000 {
 		batch := &sample.Batch{
-			ID: sample.DeriveBatchID(sample.NewBatchID(time.UnixMicro(fleetStart)), fmt.Sprint(first)), Node: "http", Base: fleetStart,
+			ID: sample.DeriveBatchID(sample.NewBatchID(time.UnixMicro(fleet.Start)), fmt.Sprint(first)), Node: "http", Base: fleet.Start,
 			Meters: []sample.MeterRef{{Name: "requests", Kind: sample.Delta, Unit: "request"}},
 		}
 		column := sample.Column{Tag: sample.U64, Bitmap: bytes.Repeat([]byte{0xff}, 1000/8)}
