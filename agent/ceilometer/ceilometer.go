@@ -121,8 +121,8 @@ type Publisher struct {
 	mu      sync.Mutex
 	decoder *sample.Decoder
 	writer  *wire.Writer
-	secret  string // of writer
-	trouble string // about the file of it, which was said
+	secret  string          // of writer
+	trouble string          // about the file of it, which was said
 	sent    map[string]bool // messages of the call before that failed, which are taken
 }
 

@@ -40,12 +40,12 @@ func TestFind(t *testing.T) {
 		patterns []string
 		want     [][]string
 	}{
-		"sockets of one folder are one libvirt's":           {[]string{"run/a-ro", "run/b-ro"}, [][]string{{host, hostToo}}},
-		"those of several folders are several":              {[]string{"run/b-ro", "pods/2/run/a-ro"}, [][]string{{hostToo}, {pod2}}},
-		"a wildcard finds all, the lowest number first":     {[]string{"pods/[0-9]*/run/a-ro"}, [][]string{{pod2}, {pod10}}},
+		"sockets of one folder are one libvirt's":            {[]string{"run/a-ro", "run/b-ro"}, [][]string{{host, hostToo}}},
+		"those of several folders are several":               {[]string{"run/b-ro", "pods/2/run/a-ro"}, [][]string{{hostToo}, {pod2}}},
+		"a wildcard finds all, the lowest number first":      {[]string{"pods/[0-9]*/run/a-ro"}, [][]string{{pod2}, {pod10}}},
 		"a folder is one libvirt, whatever path leads to it": {[]string{"run/a-ro", "pods/*/a-ro", "pods/9/run/a-ro", "pods/*/run/a-ro"}, [][]string{{host}, {filepath.Join(dir, "pods/9/run/a-ro")}, {pod10}}},
-		"the last element may be a pattern":                 {[]string{"run/*-ro"}, [][]string{{host, hostToo}}},
-		"what is not there is none":                         {[]string{"run/c", "nowhere/*/x", "pods/*/x/y"}, nil},
+		"the last element may be a pattern":                  {[]string{"run/*-ro"}, [][]string{{host, hostToo}}},
+		"what is not there is none":                          {[]string{"run/c", "nowhere/*/x", "pods/*/x/y"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var patterns []string

@@ -46,8 +46,8 @@ type member struct {
 
 // Times of the search for libvirts.
 const (
-	lookEvery = time.Minute // beside when a domain is new or a libvirt lost
-	lookLeast = time.Second // between two searches
+	lookEvery = time.Minute      // beside when a domain is new or a libvirt lost
+	lookLeast = time.Second      // between two searches
 	lookAgain = 10 * time.Second // while one is away or there is none
 )
 

@@ -49,7 +49,7 @@ type Link struct {
 // Conn is a socket to the kernel. It is for one goroutine at a time.
 type Conn struct {
 	fd      int
-	removed int // the socket for what is removed
+	removed int    // the socket for what is removed
 	network uint64 // inode of the network namespace's /proc/PID/net/dev; 0: not known
 	seq     uint32
 	dirty   bool // an answer may not have been read to its end
