@@ -152,6 +152,12 @@ compare: go ## kvmeter, Ceilometer, collectd and the libvirt exporter on the sam
 	$(if $(EXEC),sudo )bin/compare agents --vms $(if $(filter file,$(origin VMS)),20,$(VMS)) --rounds $(or $(ROUNDS),2) --turn $(or $(TURN),30s)
 	$(if $(EXEC),sudo )bin/compare accuracy
 
+.PHONY: compare-quick
+compare-quick: go ## kvmeter-agent's CPU time beside that of the merge base with BASE=main; fails where it is clearly more than 1.2 times (root, 3 minutes)
+	@scripts/packages.sh "the comparison" gcc libc6-dev rabbitmq-server
+	$(GO) build -o bin/compare ./test/overhead/compare
+	$(if $(EXEC),sudo )bin/compare quick --base $(or $(BASE),main)
+
 .PHONY: packages
 packages: go ## build the deb and rpm packages of both programs for amd64 and arm64 into dist/
 	packaging/build.sh dist

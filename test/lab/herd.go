@@ -33,44 +33,71 @@ type HerdSpec struct {
 	Work, Rest time.Duration // of these threads, in turn
 }
 
-// StartHerd starts processes that look like QEMU's to who meters them, and
-// returns their PIDs. They end with the test. It needs gcc.
+// Herd is processes that look like QEMU's to who meters them.
+type Herd struct {
+	PIDs []int
+
+	cmd   *exec.Cmd
+	stdin io.Closer
+}
+
+// StartHerd starts a herd and returns its PIDs. It ends with the test.
 func StartHerd(t testing.TB, spec HerdSpec) []int {
 	t.Helper()
 	if os.Getenv(boot.GuestVariable) != "" {
 		t.Skip(boot.NoLab)
 	}
-	program := filepath.Join(t.TempDir(), "herd")
-	cc := exec.Command("gcc", "-O2", "-Wall", "-Werror", "-static", "-s", "-pthread", "-x", "c", "-o", program, "-")
-	cc.Stdin = strings.NewReader(herdSource)
-	if out, err := cc.CombinedOutput(); err != nil {
-		t.Fatalf("build a herd: %v\n%s", err, out)
-	}
-	us := func(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }
-	cmd := exec.Command(program, strconv.Itoa(spec.Count), strconv.Itoa(spec.Busy), us(spec.Work), us(spec.Rest), strings.Join(spec.Threads, ","))
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
+	h, err := NewHerd(t.TempDir(), spec)
 	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Error("end a herd:", err)
+		if err := h.Close(); err != nil {
+			t.Error(err)
 		}
 	})
-	pids, err := readPIDs(stdout)
-	if err != nil || len(pids) != spec.Count {
-		t.Fatalf("a herd of %d processes has %d, %v", spec.Count, len(pids), err)
+	return h.PIDs
+}
+
+// NewHerd starts a herd, with its program in the folder dir. It needs gcc.
+func NewHerd(dir string, spec HerdSpec) (*Herd, error) {
+	program := filepath.Join(dir, "herd")
+	cc := exec.Command("gcc", "-O2", "-Wall", "-Werror", "-static", "-s", "-pthread", "-x", "c", "-o", program, "-")
+	cc.Stdin = strings.NewReader(herdSource)
+	if out, err := cc.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build a herd: %w\n%s", err, out)
 	}
-	return pids
+	us := func(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }
+	h := &Herd{cmd: exec.Command(program, strconv.Itoa(spec.Count), strconv.Itoa(spec.Busy), us(spec.Work), us(spec.Rest), strings.Join(spec.Threads, ","))}
+	h.cmd.Stderr = os.Stderr
+	stdin, err := h.cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	h.stdin = stdin
+	stdout, err := h.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := h.cmd.Start(); err != nil {
+		return nil, err
+	}
+	if h.PIDs, err = readPIDs(stdout); err == nil && len(h.PIDs) != spec.Count {
+		err = fmt.Errorf("a herd of %d processes has %d", spec.Count, len(h.PIDs))
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
+}
+
+// Close ends the herd.
+func (h *Herd) Close() error {
+	_ = h.stdin.Close() // at which it ends
+	if err := h.cmd.Wait(); err != nil {
+		return fmt.Errorf("end a herd: %w", err)
+	}
+	return nil
 }
 
 func readPIDs(r io.Reader) (pids []int, err error) {

@@ -106,13 +106,19 @@ ipmi: {device: ""}
 		if s.sink, err = batchSink(s.broker, s.tally); err != nil {
 			return err
 		}
-		s.cmd = exec.Command(s.program, append([]string{"--config", filepath.Join(s.dir, "agent.yaml"), "--log-level", "warn"}, args...)...)
-		s.cmd.SysProcAttr = &syscall.SysProcAttr{
-			Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
-			AmbientCaps: []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN},
-		}
+		s.cmd = agentCommand(s, args...)
 		return nil
 	}
+}
+
+// agentCommand is kvmeter-agent with the stage's agent.yaml.
+func agentCommand(s *stage, args ...string) *exec.Cmd {
+	cmd := exec.Command(s.program, append([]string{"--config", filepath.Join(s.dir, "agent.yaml"), "--log-level", "warn"}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
+		AmbientCaps: []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN},
+	}
+	return cmd
 }
 
 // nobody is the user that has nothing.

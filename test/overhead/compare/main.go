@@ -49,7 +49,14 @@ func command() *cobra.Command {
 	accuracy := defaultAccuracy()
 	accuracyCommand := &cobra.Command{Use: "accuracy", Short: "Totals against the truth, guests that live shortly, and one that hangs"}
 	accuracy.flags(accuracyCommand)
+	quick := defaultQuick()
+	quickCommand := &cobra.Command{
+		Use: "quick", Short: "kvmeter-agent alone, the working tree beside its merge base; it fails where that costs clearly more", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return quick.run(cmd.Context()) },
+	}
+	quick.flags(quickCommand)
 	root.AddCommand(
+		quickCommand,
 		part(agentsCommand, "agents", agents.run),
 		part(accuracyCommand, "accuracy", accuracy.run),
 		&cobra.Command{

@@ -88,7 +88,7 @@ func reportAgents(dir string, records []record, f *facts, text *strings.Builder)
 		if len(series(records, nobodyRuns, interval, "tool_us")) == 0 {
 			continue
 		}
-		fmt.Fprintf(text, "### Every %s: µs of CPU a guest and cycle\n\n", interval)
+		fmt.Fprintf(text, "### Every %.0f s: µs of CPU a guest and cycle\n\n", interval.Seconds())
 		fmt.Fprintln(text, "| | itself | libvirtd | QEMU | RabbitMQ | BPF hooks | sum | kernel threads, not in the sum |")
 		fmt.Fprintln(text, "|---|---|---|---|---|---|---|---|")
 		var dots []dot
@@ -111,13 +111,13 @@ func reportAgents(dir string, records []record, f *facts, text *strings.Builder)
 		fmt.Fprintf(text, "| nobody, around its own median | | %s | %s | %s | | %s | %s |\n\n", spread(idle.libvirtd), spread(idle.qemu), spread(idle.broker), spread(idle.sum), spread(idle.kernel))
 		reportRatios(sums, text)
 		name := fmt.Sprintf("agents-%s.svg", interval)
-		title := fmt.Sprintf("CPU of a host's metering every %s, all included", interval)
+		title := fmt.Sprintf("CPU of a host's metering every %.0f s, all included", interval.Seconds())
 		if err := plotDots(filepath.Join(dir, name), title, "µs a guest and cycle", 1, dots); err != nil {
 			return err
 		}
 		fmt.Fprintf(text, "![%s](comparison/%s)\n\n", title, name)
 
-		fmt.Fprintf(text, "### Every %s: what is delivered, and how old it is\n\n", interval)
+		fmt.Fprintf(text, "### Every %.0f s: what is delivered, and how old it is\n\n", interval.Seconds())
 		fmt.Fprintln(text, "| | samples a guest and cycle | bytes a guest and cycle | messages a cycle | late, of all samples | from reading to arrival | oldest that a reader has (p99) | RSS; PSS | first sample after | CPU until then |")
 		fmt.Fprintln(text, "|---|---|---|---|---|---|---|---|---|---|")
 		for _, c := range contenders {

@@ -313,7 +313,8 @@ func readCollectd(packet []byte, came time.Time, t *tally) error {
 				if body[2+i] == 1 { // a gauge
 					v = math.Float64frombits(binary.LittleEndian.Uint64(raw))
 				}
-				t.sample(fmt.Sprintf("%s %d", strings.Join(names[:], " "), i), v, read, came)
+				name := strings.Join(strings.Fields(strings.Join(names[:], " ")), " ") // without those that are empty
+				t.sample(fmt.Sprintf("%s %d", name, i), v, read, came)
 			}
 		}
 	}
