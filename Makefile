@@ -55,7 +55,7 @@ run: go ## set up, boot VMS=2 demo guests if there are none, run kvmeter and sho
 .PHONY: test
 test: go ## install what the tests need and run everything, unit to end to end
 	@scripts/packages.sh "the tests" $(PACKAGES_TEST)
-	$(MAKE) --no-print-directory check test-lab
+	$(MAKE) --no-print-directory check test-lab test-duckdb
 
 .PHONY: test-unit
 test-unit: go ## tests that need neither root nor packages
@@ -65,6 +65,12 @@ test-unit: go ## tests that need neither root nor packages
 test-lab: go build bin/lab ## all tests, those on real guests, libvirt, RabbitMQ and BPF too (root); what fails runs once more, and is named
 	$(TOOL) gotestsum --format pkgname --format-hide-empty-pkg --rerun-fails=1 --rerun-fails-max-failures=5 --packages ./... -- \
 		-tags lab -shuffle=on -count=1 -p 1 -timeout 40m $(EXEC)
+
+.PHONY: test-duckdb
+test-duckdb: go ## whether DuckDB, which comes by npm into bin/duckdb, reads an export as it was stored
+	@if ! command -v npm >/dev/null; then echo "there is no npm to install DuckDB by"; else \
+		npm install --silent --no-audit --no-fund --prefix bin/duckdb @duckdb/node-api@1.5.6-r.1 && \
+		KVMETER_DUCKDB="$(CURDIR)/bin/duckdb" $(GO) test -count=1 -run DuckDB ./central/export; fi
 
 .PHONY: test-vm
 test-vm: go ## the BPF tests in guests with Debian's kernels; KERNEL=6.1, TESTS=regexp for some

@@ -108,6 +108,10 @@ type Store interface {
 	Statistics(ctx context.Context, q store.StatisticsQuery) ([]store.Statistics, error)
 	// Gaps is [store.Store.Gaps].
 	Gaps(ctx context.Context, from, to int64) ([]sample.Gap, error)
+	// Events is [store.Events.Events].
+	Events(ctx context.Context, q store.EventQuery, yield func(sample.Event) bool) error
+	// EventTypes is [store.Events.EventTypes].
+	EventTypes(ctx context.Context) ([]string, error)
 }
 
 // Deps is what an export works with.

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/parquet-go/parquet-go"
@@ -291,6 +292,45 @@ func TestADayIsExportedAgainOnlyWhenMoreCame(t *testing.T) {
 	pass(4)
 	f.sameAsStored(t, f.read(t, firstFile))
 	pass(4)
+}
+
+func TestEventsAreExportedWithTheirTraits(t *testing.T) {
+	f := newFixture(t)
+	events := []sample.Event{
+		{ID: "later", Type: "compute.instance.create.end", Generated: newYear.Add(2 * time.Hour).UnixMicro(), Traits: []sample.Trait{
+			{Name: "host", Type: sample.TextTrait, Text: "ö"},
+			{Name: "vcpus", Type: sample.IntTrait, Int: -2},
+			{Name: "ratio", Type: sample.FloatTrait, Float: 0.5},
+			{Name: "launched_at", Type: sample.DatetimeTrait, Int: newYear.UnixMicro() + 1},
+		}, Raw: []byte(`{"a": 1}`)},
+		{ID: "next day", Type: "compute.instance.create.end", Generated: newYear.Add(24 * time.Hour).UnixMicro()},
+		{ID: "first", Type: "compute.instance.create.end", Generated: newYear.UnixMicro()},
+		{ID: "other", Type: "a", Generated: newYear.Add(24*time.Hour).UnixMicro() - 1},
+	}
+	if _, err := f.AppendEvents(t.Context(), events); err != nil {
+		t.Fatal(err)
+	}
+	e := f.exporter(t, f, nil)
+	for range 2 {
+		if err := e.pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := testutil.ToFloat64(e.m.files); got != 1 {
+		t.Errorf("got %v files, want one", got)
+	}
+	got, _ := rows[eventRow](t, f.read(t, "events/day=2026-01-01/part-0.parquet"))
+	raw := `{"a": 1}`
+	want := []eventRow{
+		{Type: "a", ID: "other", Generated: events[3].Generated},
+		{Type: "compute.instance.create.end", ID: "first", Generated: events[2].Generated},
+		{Type: "compute.instance.create.end", ID: "later", Generated: events[0].Generated, Raw: &raw, Traits: []traitRow{
+			{"host", "text", "ö"}, {"vcpus", "int", "-2"}, {"ratio", "float", "0.5"}, {"launched_at", "datetime", "2026-01-01T00:00:00.000001"},
+		}},
+	}
+	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("got (+) is not what is wanted (-):\n%s", diff)
+	}
 }
 
 // broken is a store that fails at the n-th query of samples, and from then on.

@@ -33,6 +33,7 @@ type table struct {
 var tables = [...]table{
 	{"samples", countSamples, writeSamples},
 	{"gaps", countGaps, writeGaps},
+	{"events", countEvents, writeEvents},
 }
 
 // sampleRow is a row of samples.
@@ -196,6 +197,78 @@ func writeGaps(ctx context.Context, s Store, d span, w io.Writer) (int64, error)
 		g := &all[i]
 		row := gapRow{Meter: g.Meter, Resource: g.Resource, From: g.From, To: g.To, Reason: g.Reason, Node: g.Node}
 		if err := out.add(row, len(g.Reason)+64); err != nil {
+			return out.n, err
+		}
+	}
+	return out.n, out.close()
+}
+
+// eventRow is a row of events, on the day on which the event was generated.
+type eventRow struct {
+	Type      string     `parquet:"event_type,dict"`
+	ID        string     `parquet:"message_id"`
+	Generated int64      `parquet:"generated,timestamp(microsecond:utc)"`
+	Traits    []traitRow `parquet:"traits,list"`
+	Raw       *string    `parquet:"raw,optional"`
+}
+
+// traitRow is a trait of an event.
+type traitRow struct {
+	Name  string `parquet:"name,dict"`
+	Type  string `parquet:"type,dict"`
+	Value string `parquet:"value"`
+}
+
+// rowOfEvent returns the row of an event and about how many bytes of texts it has.
+func rowOfEvent(e *sample.Event) (eventRow, int) {
+	row := eventRow{Type: e.Type, ID: e.ID, Generated: e.Generated, Raw: known(string(e.Raw))}
+	size := len(e.ID) + len(e.Raw) + 64
+	for i := range e.Traits {
+		t := &e.Traits[i]
+		row.Traits = append(row.Traits, traitRow{Name: t.Name, Type: t.Type.String(), Value: valueOf(t)})
+		size += len(row.Traits[i].Value) + 16
+	}
+	return row, size
+}
+
+// valueOf returns the value of a trait as text.
+func valueOf(t *sample.Trait) string {
+	switch t.Type {
+	case sample.TextTrait:
+		return t.Text
+	case sample.DatetimeTrait:
+		return string(sample.AppendTime(nil, t.Int))
+	}
+	return string(t.AppendValue(nil))
+}
+
+func eventsOf(d span, eventType string) store.EventQuery {
+	last := d.to - 1
+	return store.EventQuery{Type: eventType, From: &d.from, To: &last}
+}
+
+// countEvents reads the day's events: of them there are few beside samples.
+func countEvents(ctx context.Context, s Store, d span) (n int64, err error) {
+	err = s.Events(ctx, eventsOf(d, ""), func(sample.Event) bool {
+		n++
+		return true
+	})
+	return n, err
+}
+
+func writeEvents(ctx context.Context, s Store, d span, w io.Writer) (int64, error) {
+	types, err := s.EventTypes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	out := newWriter[eventRow](w, "event_type", "generated")
+	for _, eventType := range types {
+		var failed error
+		err := s.Events(ctx, eventsOf(d, eventType), func(e sample.Event) bool {
+			failed = out.add(rowOfEvent(&e))
+			return failed == nil
+		})
+		if err := cmp.Or(err, failed); err != nil {
 			return out.n, err
 		}
 	}
