@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -106,6 +107,9 @@ func oneID(what string) cobra.PositionalArgs {
 // noArgs refuses arguments that are no flags.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
+		if _, err := time.ParseDuration(args[0]); err == nil && cmd.Flags().Changed("watch") {
+			return fmt.Errorf("--watch %s: write --watch=%s", args[0], args[0])
+		}
 		return fmt.Errorf("%s takes no argument %q; see `%s --help`", cmd.Name(), args[0], cmd.CommandPath())
 	}
 	return nil

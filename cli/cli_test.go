@@ -237,6 +237,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"no id":               {url, []string{"sample-show"}, "sample-show wants the id of one sample, got 0 arguments"},
 		"empty id":            {url, []string{"resource-show", ""}, "resource-show wants the id of one resource, got 1 arguments"},
 		"stray argument":      {url, []string{"meter-list", "cpu"}, "meter-list takes no argument \"cpu\"; see `kvmeter meter-list --help`"},
+		"watch and a time":    {url, []string{"meter-list", "--watch", "1s"}, "--watch 1s: write --watch=1s"},
 		"no meter":            {url, []string{"statistics"}, "statistics wants the name of a meter: -m METER; `kvmeter meter-list --unique True` lists them"},
 		"empty aggregate":     {url, []string{"statistics", "-m", "cpu", "-a", ""}, `invalid aggregate "": it is FUNC or FUNC<-PARAM, such as avg or cardinality<-resource_id`},
 		"unknown aggregate":   {url, []string{"statistics", "-m", "cpu", "-a", "median"}, "Invalid aggregation function: median (HTTP 400)"},
