@@ -159,7 +159,7 @@ type Keys interface {
 type Opener struct {
 	Keys Keys
 	// Relays are the key ids that may sign batches made of other nodes' samples:
-	// with explicit ids, with gaps of other nodes, and events. A node that could
+	// with explicit ids, of another host, with gaps of other nodes, and events. A node that could
 	// would be able to store samples under the ids of another's, which are then
 	// taken for those. Where unsigned batches are allowed everybody may.
 	Relays        []string
@@ -184,6 +184,9 @@ func (o *Opener) Open(m *Message) (*sample.Batch, error) {
 	if !o.AllowUnsigned && !slices.Contains(o.Relays, m.KeyID) {
 		if b.IDs != nil {
 			return nil, fmt.Errorf("%w: node %q gives samples ids, which only relays may; is it missing in the setting relays?", ErrWrongNode, b.Node)
+		}
+		if b.Host() != b.Node {
+			return nil, fmt.Errorf("%w: node %q sends what node %q measured, which only relays may; is it missing in the setting relays?", ErrWrongNode, b.Node, b.Of)
 		}
 		for _, g := range b.Gaps {
 			if g.Node != "" && g.Node != b.Node {

@@ -197,6 +197,7 @@ func TestOpen(t *testing.T) {
 		"a node speaks for itself":                          {func(b *sample.Batch) { b.Gaps = []sample.Gap{{Meter: "*", Resource: "*", Node: "node-1"}} }, false, false, nil},
 		"a node speaks for no other":                        {func(b *sample.Batch) { b.Node = "node-2" }, false, false, bus.ErrWrongNode},
 		"a relay does neither":                              {func(b *sample.Batch) { b.Node = "node-2" }, true, false, bus.ErrWrongNode},
+		"a node sends nothing that another measured":        {func(b *sample.Batch) { b.Of = "node-2" }, false, false, bus.ErrWrongNode},
 		"a node tells of no other's gaps":                   {func(b *sample.Batch) { b.Gaps = []sample.Gap{{Meter: "*", Resource: "*", Node: "node-2"}} }, false, false, bus.ErrWrongNode},
 		"a relay tells of others' gaps":                     {func(b *sample.Batch) { b.Gaps = []sample.Gap{{Meter: "*", Resource: "*", Node: "node-2"}} }, true, false, nil},
 		"a node gives no ids":                               {func(b *sample.Batch) { b.IDs = make([]string, b.Len()) }, false, false, bus.ErrWrongNode},

@@ -1,6 +1,7 @@
 package sample
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -26,6 +27,20 @@ type Batch struct {
 	Columns []Column
 	IDs     []string // ids by sample index; nil: derived from ID
 	Gaps    []Gap
+
+	Of    string // host that measured it, where another sent it; empty: Node
+	Since int64  // that host is metered since then, with or without domains; µs since the Unix epoch, 0: not told
+}
+
+// Host returns the host that measured the batch.
+func (b *Batch) Host() string { return cmp.Or(b.Of, b.Node) }
+
+// Relay says of b, which its node makes of another batch, who measured that.
+func (b *Batch) Relay(from *Batch) {
+	if host := from.Host(); host != b.Node {
+		b.Of = host
+	}
+	b.Since = from.Since
 }
 
 // MeterRef is a meter as a batch names it.

@@ -218,11 +218,11 @@ func TestDecodeIgnoresWhatLaterVersionsAppend(t *testing.T) {
 			[]any{"*", "*", int64(1), int64(2), "why", "node-2", "extra"},
 		},
 	}
-	b, err := decoder(t).Decode(body(t, more, "eleven", []any{1, 2}))
+	b, err := decoder(t).Decode(body(t, more, "node-3", int64(7), "thirteen", []any{1, 2}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b.Len() != 1 || b.Columns[0].Values[0] != 5 || len(b.Gaps) != 2 || b.Gaps[1].Node != "node-2" {
+	if b.Len() != 1 || b.Columns[0].Values[0] != 5 || len(b.Gaps) != 2 || b.Gaps[1].Node != "node-2" || b.Of != "node-3" || b.Since != 7 {
 		t.Errorf("got %+v", b)
 	}
 }

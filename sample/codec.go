@@ -65,7 +65,12 @@ func (e *Encoder) Encode(dst []byte, b *Batch) ([]byte, error) {
 
 func (e *Encoder) batch(b *Batch) error {
 	w := &arrayWriter{enc: e.enc}
-	w.array(11)
+	told := b.Of != "" || b.Since != 0
+	if told {
+		w.array(13)
+	} else {
+		w.array(11)
+	}
 	w.uint(version)
 	w.bytes(b.ID[:])
 	w.string(b.Node)
@@ -128,6 +133,10 @@ func (e *Encoder) batch(b *Batch) error {
 		w.int(g.To)
 		w.string(g.Reason)
 		w.string(g.Node)
+	}
+	if told {
+		w.string(b.Of)
+		w.int(b.Since)
 	}
 	return w.err
 }
@@ -302,6 +311,10 @@ func (r *arrayReader) batch(b *Batch) {
 			b.Gaps[i].Node = r.string("gap node")
 		}
 		r.skip(more - 1)
+	}
+	if extra > 1 {
+		b.Of, b.Since = r.string("host"), r.int("begin of metering")
+		extra -= 2
 	}
 	r.skip(extra)
 }

@@ -245,6 +245,7 @@ func (d *Delivery) Add(b *sample.Builder, base, from int64) {
 // seal numbers, encodes and signs a batch; mu is held.
 func (d *Delivery) seal(batch *sample.Batch, base int64) (bus.Message, error) {
 	batch.ID, batch.Node, batch.Base = sample.NewBatchID(d.o.Wall()), d.o.Node, base
+	batch.Since = min(base, d.o.Wall().Add(-d.now().Sub(d.start)).UnixMicro()) // as the clock goes that may have been set
 	batch.Epoch, batch.Seq = d.numbers.take()
 	body, err := d.enc.Encode(nil, batch)
 	if err != nil {

@@ -621,7 +621,7 @@ func TestDelivery(t *testing.T) {
 				t.Fatalf("%d batches arrived, want 200", len(got))
 			}
 			for i, b := range got {
-				if b.Seq != uint64(i+1) || b.Epoch != d.numbers.epoch || b.Base != int64(i+1)*1e6 || b.Columns[0].Values[0] != uint64(i+1) {
+				if b.Seq != uint64(i+1) || b.Epoch != d.numbers.epoch || b.Base != int64(i+1)*1e6 || b.Columns[0].Values[0] != uint64(i+1) || b.Since == 0 || b.Since > b.Base {
 					t.Fatalf("batch %d is %+v", i, b)
 				}
 			}

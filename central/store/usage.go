@@ -39,7 +39,7 @@ type UsageQuery struct {
 // before the period, of the same incarnation: where a node's clock was set back, samples
 // of two times lie between each other. The first sample of an
 // incarnation adds all of its volume, as that began with zero: if the node was
-// metered [SettleWithin] before, and the sample came within [StartWithin] of the
+// metered [SettleWithin] before, by its samples or as it tells ([sample.Batch.Since]), and the sample came within [StartWithin] of the
 // incarnation's first. Foreign samples, of which no incarnation is known, add the
 // difference to the sample before; those that go back started anew, from zero. A
 // delta adds its volume. A gauge adds its volume multiplied by

@@ -200,6 +200,7 @@ func (a *assembler) batches(sink, node string) []*sample.Batch {
 	}
 	for i, b := range a.parts {
 		b.ID, b.Node = sample.DeriveBatchID(a.from.ID, "sink:"+sink+":"+strconv.Itoa(i)), node
+		b.Relay(a.from)
 	}
 	if len(a.parts) > 0 {
 		a.parts[0].Gaps = gapsOf(a.from)

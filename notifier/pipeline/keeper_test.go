@@ -76,7 +76,7 @@ func text(made [][]*sample.Batch) string {
 	var lines []string
 	for sink, parts := range made {
 		for _, part := range parts {
-			lines = append(lines, fmt.Sprintf("sink %d, batch %s of %s\n", sink, part.ID, part.Node))
+			lines = append(lines, fmt.Sprintf("sink %d, batch %s of %s, measured by %s, metered since %d\n", sink, part.ID, part.Node, part.Host(), part.Since))
 			for s := range part.Samples() {
 				f := sample.Foreign{}
 				if s.Foreign != nil {

@@ -162,6 +162,7 @@ func (s *Splitter) scatter(b *sample.Batch, emit func(part *sample.Batch)) {
 			part = &scattered{&sample.Batch{
 				ID: sample.DeriveBatchID(b.ID, fmt.Sprintf("stages:%d/%d", p, s.partitions)), Node: s.keeper.node, Base: b.Base, Meters: meters,
 			}, -1}
+			part.Relay(b)
 			parts[p] = part
 		}
 		of[r], rows[r] = part, len(part.Rows)
@@ -271,6 +272,7 @@ func derive(b *sample.Batch, keep []bool, n int, node, pipeline string) *sample.
 		ID: sample.DeriveBatchID(b.ID, pipeline), Node: node, Base: b.Base,
 		IDs: ids(b, keep, n), Gaps: gapsOf(b),
 	}
+	d.Relay(b)
 	meters := make([]int, len(b.Meters)) // new number of each
 	for m, k := range keep {
 		if k {
@@ -300,7 +302,7 @@ func gapsOf(b *sample.Batch) []sample.Gap {
 	gaps := slices.Clone(b.Gaps)
 	for i := range gaps {
 		if gaps[i].Node == "" {
-			gaps[i].Node = b.Node
+			gaps[i].Node = b.Host()
 		}
 	}
 	return gaps

@@ -41,6 +41,7 @@ func random(r *rand.Rand) *sample.Batch {
 	}
 	out := b.Build()
 	out.ID, out.Node, out.Seq = sample.NewBatchID(time.UnixMilli(r.Int64N(1<<40))), "node-1", r.Uint64()
+	out.Since = r.Int64N(3)
 	if r.IntN(3) == 0 {
 		for i := range out.Len() {
 			out.IDs = append(out.IDs, fmt.Sprint("foreign ", i))
@@ -84,6 +85,9 @@ func TestNoPipelineMakesLosesOrChangesASample(t *testing.T) {
 			}
 			if part != b && (part.ID != sample.DeriveBatchID(b.ID, "s:k") || part.Node != "notifier-1" || part.IDs == nil) {
 				t.Fatalf("derived batch %s of %s, ids %v", part.ID, part.Node, part.IDs)
+			}
+			if part.Host() != "node-1" || part.Since != b.Since {
+				t.Fatalf("measured by %q, metered since %d, want node-1 and %d", part.Host(), part.Since, b.Since)
 			}
 		})
 		if !reflect.DeepEqual(want, got) { // much faster than cmp.Diff

@@ -286,7 +286,7 @@ func (s *Store) absorb(b *sample.Batch, seq uint64, recorded int64) error {
 	if err != nil {
 		return fmt.Errorf("take batch %s into memory: %w", b.ID, err)
 	}
-	s.publish(hb, b.Node, b.Gaps)
+	s.publish(hb, b.Host(), b.Gaps)
 	s.metrics.stored(len(hb.values))
 	return nil
 }

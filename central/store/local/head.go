@@ -50,6 +50,7 @@ type headBatch struct {
 	id       sample.BatchID
 	node     uint32
 	recorded int64
+	since    int64 // the node is metered since then; 0: not told
 	explicit bool
 	ids      []string // by index, where explicit
 	columns  []headColumn
@@ -101,7 +102,7 @@ func (b *headBatch) sampleID(index int) sample.ID {
 // new to the catalogue. Only the committer calls it.
 func (s *Store) prepare(ctx context.Context, b *sample.Batch, seq uint64, recorded int64) (*headBatch, error) {
 	hb := &headBatch{
-		seq: seq, id: b.ID, recorded: recorded, explicit: b.IDs != nil, ids: slices.Clone(b.IDs),
+		seq: seq, id: b.ID, recorded: recorded, since: b.Since, explicit: b.IDs != nil, ids: slices.Clone(b.IDs),
 		columns: make([]headColumn, len(b.Columns)), rows: make([]headRow, len(b.Rows)),
 	}
 	s.resolve(b, hb)
@@ -166,9 +167,9 @@ func (s *Store) prepare(ctx context.Context, b *sample.Batch, seq uint64, record
 func (s *Store) resolve(b *sample.Batch, hb *headBatch) {
 	c := s.catalogue
 	var ok bool
-	if hb.node, ok = c.byNode[b.Node]; !ok {
+	if hb.node, ok = c.byNode[b.Host()]; !ok {
 		s.mu.Lock()
-		hb.node = c.addNode(b.Node)
+		hb.node = c.addNode(b.Host())
 		s.mu.Unlock()
 	}
 	for i := range b.Columns {
@@ -324,6 +325,9 @@ func (s *Store) publish(hb *headBatch, node string, gaps []sample.Gap) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.active
+	if since := hb.since; since != 0 && since < s.catalogue.metered[hb.node] {
+		s.catalogue.metered[hb.node], h.metered[hb.node] = since, since
+	}
 	for i := range hb.rows {
 		if from, to := hb.span(i); from == to {
 			continue

@@ -22,8 +22,9 @@ type Store struct {
 	clock func() time.Time
 
 	mu      sync.RWMutex
-	samples []store.Sample // in the order they were stored
-	nodes   []string       // that sent them
+	samples []store.Sample   // in the order they were stored
+	nodes   []string         // that measured them
+	since   map[string]int64 // µs: nodes are metered since then, as they tell
 	gaps    []sample.Gap
 	batches map[batchKey]bool
 	keys    map[sampleKey]bool
@@ -50,7 +51,7 @@ type sampleKey struct {
 
 // New returns an empty store. clock says when a batch is stored.
 func New(clock func() time.Time) *Store {
-	return &Store{clock: clock, batches: map[batchKey]bool{}, keys: map[sampleKey]bool{}}
+	return &Store{clock: clock, batches: map[batchKey]bool{}, keys: map[sampleKey]bool{}, since: map[string]int64{}}
 }
 
 // Append implements [store.Store].
@@ -77,6 +78,9 @@ func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.S
 			continue
 		}
 		s.batches[key] = true
+		if at, told := s.since[b.Host()]; b.Since != 0 && (!told || b.Since < at) {
+			s.since[b.Host()] = b.Since
+		}
 		for sm := range b.Samples() {
 			key := sampleKey{
 				sample.MeterRef{Name: sm.Name, Kind: sm.Kind, Unit: sm.Unit},
@@ -86,11 +90,11 @@ func (s *Store) Append(ctx context.Context, batches []store.Received) ([]store.S
 				s.keys[key] = true
 				sm.Metadata = slices.Clone(sm.Metadata)
 				s.samples = append(s.samples, store.Sample{Sample: sm, Recorded: recorded})
-				s.nodes = append(s.nodes, b.Node)
+				s.nodes = append(s.nodes, b.Host())
 			}
 		}
 		for _, g := range b.Gaps {
-			g.Node = cmp.Or(g.Node, b.Node)
+			g.Node = cmp.Or(g.Node, b.Host())
 			if !slices.Contains(s.gaps, g) {
 				s.gaps = append(s.gaps, g)
 			}

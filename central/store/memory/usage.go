@@ -3,6 +3,7 @@ package memory
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/kvmeter/kvmeter/central/store"
@@ -38,7 +39,7 @@ func (s *Store) Usage(ctx context.Context, q store.UsageQuery, yield func(store.
 	defer s.mu.RUnlock()
 	chains := map[chain][]int{}
 	born := map[bornKey]int64{}
-	metered := map[string]int64{}
+	metered := maps.Clone(s.since)
 	for i := range s.samples {
 		sm := &s.samples[i]
 		k := chain{sample.MeterRef{Name: sm.Name, Kind: sm.Kind, Unit: sm.Unit}, sm.Resource, sm.Source, sm.Incarnation}

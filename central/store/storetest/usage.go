@@ -84,6 +84,23 @@ func testUsage(t *testing.T, f *fixture) {
 	on("node-3", reading("old cpu", c, 0, sample.Uint(1_000_000), 11), "vm-5")
 	on("node-3", reading("old disk", c, 5*minute, sample.Uint(9_000_000), 12), "vm-5")
 	on("node-3", reading("old disk", c, 6*minute, sample.Uint(9_000_006), 12), "vm-5")
+	// Its node had no domains before, but was metered.
+	empty := f.batch(reading("first", c, 0, sample.Uint(70), 13))
+	empty.Batch.Node, empty.Batch.Since, empty.Batch.Rows[0].Resource = "node-4", base-hour, "vm-6"
+	f.append(t, seal(empty.Batch))
+	// A notifier, which central has known for long, passes a part of what another node
+	// measures: of a domain that ran before, and of one that came later.
+	relayed := func(resource string, after int64, v uint64, incarnation sample.Incarnation) {
+		m := reading("relayed", c, after, sample.Uint(v), incarnation)
+		m.Resource = resource
+		b := f.batch(m).Batch
+		b.IDs = []string{m.ID.String()}
+		b.Node, b.Of, b.Since, b.Epoch, b.Seq = "node-2", "node-5", base-minute, 0, 0
+		f.append(t, seal(b))
+	}
+	relayed("vm-7", 0, 5_000_000, 14)
+	relayed("vm-7", minute, 5_000_003, 14)
+	relayed("vm-8", 20*minute, 90, 15)
 	add(reading("events", sample.Delta, 0, sample.Uint(3), 0), reading("events", sample.Delta, 5*minute, sample.Uint(4), 0), reading("events", sample.Delta, 10*minute, sample.Uint(5), 0))
 	// 2.5 for 10 minutes, 7.5 of them in the period; then nothing for two hours.
 	g := sample.Gauge
@@ -106,7 +123,12 @@ func testUsage(t *testing.T, f *fixture) {
 			"migrates vm-4 p1 235 of 6, covers 360 s gap: agent was down",
 			"old cpu vm-5 p1 0 of 1, covers 0 s",
 			"old disk vm-5 p1 6 of 2, covers 60 s",
+			"first vm-6 p1 70 of 1, covers 0 s",
+			"relayed vm-7 p1 3 of 2, covers 60 s",
 		})
+		if rows := f.usage(t, 15*minute, 25*minute); !slices.Contains(rows, "relayed vm-8 p1 90 of 1, covers 0 s") {
+			t.Errorf("got %q, a domain that came when its node was metered for long counts from zero", rows)
+		}
 		parts := map[int64]string{0: "50 of 3", 4: "10 of 3", 7: "20 of 2"} // they add up
 		for from, to := range map[int64]int64{0: 4, 4: 7, 7: 9} {
 			rows := f.usage(t, from*minute, to*minute)
