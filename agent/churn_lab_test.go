@@ -21,6 +21,7 @@ import (
 // it can, and beside them 20 a second without it, most of which live shorter than
 // the interval. Each is accounted to its end, those of libvirt with their owner.
 func TestLabDomainsThatComeAndGo(t *testing.T) {
+	const interval = 3 * time.Second
 	ctx := t.Context()
 	l := lab.Start(t, lab.Options{})
 	must(t, l.StartLibvirt(ctx))
@@ -28,13 +29,14 @@ func TestLabDomainsThatComeAndGo(t *testing.T) {
 	must(t, err)
 	r := newRecorder(t)
 	a := startAgent(t, l, r, func(cfg *Config, deps *Deps) {
-		cfg.Interval, cfg.Polling, cfg.CrosscheckInterval, cfg.LibvirtTimeout = 3*time.Second, "", 0, DefaultConfig().LibvirtTimeout
+		cfg.Interval, cfg.Polling, cfg.CrosscheckInterval, cfg.LibvirtTimeout = interval, "", 0, DefaultConfig().LibvirtTimeout
 		life, err := bpf.OpenLife(bpf.LifeOptions{})
 		must(t, err)
 		deps.Life = life
 		t.Cleanup(func() { must(t, life.Close()) })
 	})
 	r.await(sample.CPU, stays.UUID, time.Time{})
+	machine := lateness(t)
 
 	const ofLibvirt, others, perSecond = 20, 200, 20
 	guests := make([]*lab.Guest, ofLibvirt)
@@ -96,15 +98,21 @@ func TestLabDomainsThatComeAndGo(t *testing.T) {
 	t.Logf("the one that stays has %s ns", again.Volume)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// A poll that is late may leave out one.
+	allowed, most := 2*interval+machine(), time.Duration(0)
 	var before arrived
 	for _, s := range r.all {
 		if s.Name != sample.CPU.Name || s.Resource != stays.UUID {
 			continue
 		}
-		if wait := s.Time - before.Time; before.Time != 0 && wait > 60e6 {
-			t.Errorf("the domain that stays was not metered for %d µs", wait)
+		if before.Time != 0 {
+			most = max(most, time.Duration(s.Time-before.Time)*time.Microsecond)
 		}
 		before = s
+	}
+	t.Logf("the domain that stays was metered every %s at least, the machine was at most %s late", most, machine())
+	if most > allowed {
+		t.Errorf("the domain that stays was not metered for %s, at most %s are allowed", most, allowed)
 	}
 	for _, g := range told {
 		nic := g.Name + "-" + g.UUID + "-" + g.NICs()[0].Tap
