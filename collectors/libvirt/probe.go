@@ -14,7 +14,7 @@ func Probe(ctx context.Context, o Options) (string, error) {
 	if len(places) == 0 {
 		err := noSocket(o.Sockets)
 		if Searches(o.Sockets) {
-			err = fmt.Errorf("%w (those in containers are found as long as the agent may look into them: CAP_SYS_PTRACE)", err)
+			err = fmt.Errorf("there is no libvirt now where the setting libvirt has them looked for: %s (to find those in containers needs CAP_SYS_PTRACE)", strings.Join(o.Sockets, ", "))
 		}
 		return "", err
 	}
