@@ -71,8 +71,14 @@ func (a *arithmetic) forget(resource string) {
 	}
 }
 
-// Name implements [python.Scope]: nothing but references has a value.
-func (w *waiting) Name(string) python.Value { return python.Empty }
+// Name implements [python.Scope]: a name is a meter's that the expression refers
+// to elsewhere, since $(cpu) is cpu.volume to Ceilometer.
+func (w *waiting) Name(name string) python.Value {
+	if slices.ContainsFunc(w.meters, func(it Item) bool { return it.Name == name }) {
+		return w.Reference(name)
+	}
+	return python.Empty
+}
 
 // Reference implements [python.Scope].
 func (w *waiting) Reference(name string) python.Value {

@@ -491,7 +491,7 @@ func (c *Config) Dispatch(urls []string) error {
 		var targets []int
 		for _, t := range c.Sinks[i].Targets {
 			add := []int{t}
-			if u := c.Targets[t].URL; u.Host == "" && slices.Contains([]string{"notifier", "rpc", "meter", "meter_publisher"}, u.Scheme) {
+			if u := c.Targets[t].URL; u.Host == "" && slices.Contains([]string{"notifier", "rpc", "meter"}, u.Scheme) {
 				add = stand
 			}
 			for _, a := range add {
@@ -524,6 +524,9 @@ func (c *Config) Dispatch(urls []string) error {
 func ParseURL(text string) (*url.URL, error) {
 	if !strings.Contains(text, "://") {
 		text += "://"
+	}
+	if scheme, rest, _ := strings.Cut(text, "://"); scheme == "meter_publisher" { // another name of rpc, which is no scheme to net/url
+		text = "rpc://" + rest
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme == "" {

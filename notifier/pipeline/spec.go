@@ -3,6 +3,7 @@ package pipeline
 import (
 	"fmt"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -155,6 +156,19 @@ func (r *fileReader) number(p map[string]*yaml.Node, key string, text bool) (v p
 	return v, false
 }
 
+// yaml11Float is what YAML 1.1, as Ceilometer reads it, takes for a float.
+var yaml11Float = regexp.MustCompile(`^[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+][0-9]+)?|\.[0-9][0-9_]*([eE][-+][0-9]+)?)$`)
+
+// isText reports whether a number is text in YAML 1.1, and so an expression, as
+// 1e-9 is.
+func (r *fileReader) isText(n *yaml.Node) bool {
+	if n.Tag != "!!float" || n.Style != 0 || yaml11Float.MatchString(n.Value) || strings.ContainsAny(n.Value, "nN") { // .nan and .inf are none
+		return false
+	}
+	r.Warn(n, "%s without quotes, a point and the exponent's sign is an expression in YAML 1.1, which does not look at the volume; for a factor write it as in 1.0e+3", n.Value)
+	return true
+}
+
 func isInt(s string) bool {
 	_, err := strconv.ParseInt(s, 10, 64)
 	return err == nil
@@ -199,7 +213,7 @@ func (r *fileReader) conversion(p map[string]*yaml.Node) (c conversion) {
 	}
 	delete(source, "unit")
 	c.kind = sample.Kind(r.string(target, "type"))
-	if n := target["scale"]; n != nil && n.Kind == yaml.ScalarNode && n.Tag == "!!str" {
+	if n := target["scale"]; n != nil && n.Kind == yaml.ScalarNode && (n.Tag == "!!str" || r.isText(n)) {
 		delete(target, "scale")
 		if n.Value != "" {
 			c.scale = r.expr(n, n.Value)
@@ -322,8 +336,8 @@ func readAggregator(r *fileReader, _ *yaml.Node, p map[string]*yaml.Node) func(B
 		f, _ := v.Float64()
 		a.retention = time.Duration(min(f, 1e9) * float64(time.Second))
 	}
-	if a.size == 0 && a.retention == 0 {
-		a.size = 1
+	if a.size < 0 || a.size == 0 && a.retention == 0 {
+		a.size = 1 // a negative one is reached by each batch
 	}
 	a.conversion = r.conversion(p)
 	return func(b Bound) stage {
