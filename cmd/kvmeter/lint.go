@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kvmeter/kvmeter/agent"
@@ -126,16 +127,17 @@ func lintPipeline(file string, data []byte) ([]definition.Finding, error) {
 		fail := func(format string, args ...any) {
 			findings = append(findings, finding(file, fmt.Errorf("%s: publisher %s%s", t.Where, t.Name, fmt.Sprintf(format, args...)), true))
 		}
-		switch s, err := publisher.Find(all.Publishers, t.URL); {
+		core, odd := observer.New(zap.WarnLevel)
+		s, err := publisher.Check(all.Publishers, t.URL, publisher.Deps{Log: zap.New(core), Name: "lint"})
+		switch {
 		case err != nil:
 			fail(": %v", err)
 		case events && !s.Events:
 			fail(" takes samples only")
-		case s.Lazy:
-			if p, err := s.New(t.URL, publisher.Deps{Log: zap.NewNop(), Name: "lint"}); err != nil {
-				fail(": %v", err)
-			} else {
-				_ = p.Close()
+		}
+		for _, w := range odd.All() {
+			for _, what := range w.ContextMap() {
+				findings = append(findings, finding(file, fmt.Errorf("%s: publisher %s: %s: %v", t.Where, t.Name, w.Message, what), false))
 			}
 		}
 	}

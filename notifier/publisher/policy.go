@@ -10,7 +10,7 @@ type Policy struct {
 }
 
 // PolicyOf takes the options policy (default, drop or queue), max_queue_length
-// (1024, of queue) and max_retry, which has no effect: under the default policy
+// (1024, of queue; 0: no bound of its own) and max_retry, which has no effect: under the default policy
 // everything waits for as long as the spool has room.
 func PolicyOf(o *Options) Policy {
 	policy, most := o.One("policy", "default", "drop", "queue"), o.Int("max_queue_length", 1024)
@@ -19,7 +19,7 @@ func PolicyOf(o *Options) Policy {
 	case "drop":
 		return Policy{Drop: true}
 	case "queue":
-		return Policy{MaxQueue: max(1, most)}
+		return Policy{MaxQueue: most}
 	}
 	return Policy{}
 }

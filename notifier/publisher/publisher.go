@@ -83,19 +83,30 @@ type Scheme struct {
 	// Durable is true where what was published cannot get lost and needs no spool:
 	// it is the bus.
 	Durable bool
-	// Lazy is true where New only looks at the URL: it opens no connection and no
-	// file to write, so that it may be called to see whether the options are right.
-	Lazy bool
+	// Check says what is wrong with a URL without opening a connection or a file to
+	// write, and warns in the log of what has no effect. Nil where New does no more
+	// than that.
+	Check func(u *url.URL, d Deps) error
 	// Signs is true where derived batches are sent on and so need the
 	// notifier's key.
 	Signs bool
 }
 
-// Find returns the scheme of a URL, that which is meant where it has another
-// name.
-func Find(schemes []Scheme, u *url.URL) (*Scheme, error) {
-	s, _, err := find(schemes, u)
-	return s, err
+// Check returns the scheme of a URL, that which is meant where it has another
+// name, and says what is wrong with the URL.
+func Check(schemes []Scheme, u *url.URL, d Deps) (*Scheme, error) {
+	s, u, err := find(schemes, u)
+	if err != nil {
+		return nil, err
+	}
+	if s.Check != nil {
+		return s, s.Check(u, d)
+	}
+	p, err := s.New(u, d)
+	if err != nil {
+		return s, err
+	}
+	return s, p.Close()
 }
 
 func find(schemes []Scheme, u *url.URL) (*Scheme, *url.URL, error) {

@@ -6,6 +6,7 @@
 //	direct://?dispatcher=http&target=URL[&…]
 //	direct://?dispatcher=file&file_path=/path[&max_bytes=N&backup_count=M]
 //	database://                         store://
+//	panko://                            store://
 package direct
 
 import (
@@ -14,10 +15,16 @@ import (
 	"net/url"
 )
 
+// StoreURL returns that of the store, which has what Panko had, too.
+func StoreURL(*url.URL) (*url.URL, error) { return &url.URL{Scheme: "store"}, nil }
+
 // URL returns that of the publisher that a dispatcher has become.
 func URL(u *url.URL) (*url.URL, error) {
 	query := u.Query()
-	dispatcher := query.Get("dispatcher")
+	dispatcher := ""
+	if all := query["dispatcher"]; len(all) > 0 {
+		dispatcher = all[len(all)-1]
+	}
 	query.Del("dispatcher")
 	target := &url.URL{}
 	switch dispatcher {

@@ -38,8 +38,26 @@ type file struct {
 	buf  []byte // not yet written
 }
 
+// Check says what is wrong with a URL, and whether its folder is missing. It opens
+// no file.
+func Check(u *url.URL, d publisher.Deps) error {
+	p, err := parse(u, d)
+	if err == nil {
+		_, err = os.Stat(filepath.Dir(p.path))
+	}
+	return err
+}
+
 // New opens the file of a URL for appending.
 func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
+	p, err := parse(u, d)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.open()
+}
+
+func parse(u *url.URL, d publisher.Deps) (*file, error) {
 	if u.Host != "" || u.Path == "" || u.Path == "/" {
 		return nil, errors.New("it needs a path, as in file:///var/log/kvmeter/samples.log (three slashes)")
 	}
@@ -56,7 +74,7 @@ func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
 		p.max, p.backups = int64(maxBytes), min(backups, 10_000)
 	}
 	p.writer = wire.NewWriter(p.style)
-	return p, p.open()
+	return p, nil
 }
 
 // open opens the file for appending. It ends a line that was cut short when its

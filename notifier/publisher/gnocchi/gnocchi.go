@@ -66,8 +66,29 @@ type wrote struct {
 	at         time.Time
 }
 
+// Check says what is wrong with a URL, whatever the environment holds.
+func Check(u *url.URL, d publisher.Deps) error {
+	_, err := parse(u, d)
+	return err
+}
+
 // New returns the publisher of a URL. It connects when it has something to send.
 func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
+	g, err := parse(u, d)
+	if err != nil {
+		return nil, err
+	}
+	if g.web != nil {
+		return g, nil
+	}
+	if g.keystone, err = publisher.NewKeystone("metric"); err != nil {
+		return nil, fmt.Errorf("%w, or a host, as in gnocchi://admin@host:8041", err)
+	}
+	return g, nil
+}
+
+// parse returns the publisher of a URL, without what only the environment says.
+func parse(u *url.URL, d publisher.Deps) (*gnocchi, error) {
 	o := publisher.NewOptions(u)
 	g := &gnocchi{
 		log: d.Log, policy: o.Text("archive_policy", ""), filter: o.Text("filter_project", "service"), domain: o.Text("filter_domain", "Default"),
@@ -99,8 +120,8 @@ func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
 		}
 		return g, o.Done(d.Log)
 	}
-	if g.keystone, err = publisher.NewKeystone("metric"); err != nil {
-		return nil, fmt.Errorf("%w, or a host, as in gnocchi://admin@host:8041", err)
+	if _, err := publisher.NewWeb(&url.URL{Host: "known-later"}, scheme, o); err != nil { // the options are right
+		return nil, err
 	}
 	g.open = func(endpoint string) (*publisher.Web, error) {
 		to, err := url.Parse(endpoint)
@@ -285,10 +306,12 @@ func (g *gnocchi) add(resources map[string]*resource, t *resourceType, s *sample
 	id := strings.ReplaceAll(s.Resource, "/", "_")
 	r := resources[id]
 	if r == nil {
-		r = &resource{metrics: map[string]*metric{}}
+		r = &resource{of: t, user: s.User, attributes: map[string]any{}, metrics: map[string]*metric{}}
 		resources[id] = r
 	}
-	r.of, r.user, r.attributes = t, s.User, g.attributes(t, s, w)
+	if r.of == t {
+		maps.Copy(r.attributes, g.attributes(t, s, w)) // of each the last that a sample has
+	}
 	m := r.metrics[s.Name]
 	if m == nil {
 		m = &metric{Policy: g.resources.policyOf(t, s.Name, g.policy), Unit: s.Unit}

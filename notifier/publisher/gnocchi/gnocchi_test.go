@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kvmeter/kvmeter/notifier/publisher"
+	"github.com/kvmeter/kvmeter/notifier/wire"
 	"github.com/kvmeter/kvmeter/sample"
 )
 
@@ -168,12 +169,37 @@ func TestKeystoneSaysWhereGnocchiIs(t *testing.T) {
 	}
 }
 
+// TestAResourceHasWhatAnySampleSaysOfIt sends two samples of a resource of which
+// the last says less.
+func TestAResourceHasWhatAnySampleSaysOfIt(t *testing.T) {
+	resources, _, err := Load("g.yaml", []byte(`
+resources:
+- resource_type: instance
+  metrics: {cpu: , memory: }
+  attributes: {host: resource_metadata.host, display_name: resource_metadata.display_name}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gnocchi{resources: resources}
+	all := map[string]*resource{}
+	for i, metadata := range []string{`{"host": "h", "display_name": "n"}`, `{"host": "i"}`} {
+		s := sample.Sample{Name: []string{"cpu", "memory"}[i], Resource: "r", User: []string{"u", "v"}[i], Metadata: []byte(metadata)}
+		g.add(all, resources.metrics[s.Name], &s, wire.NewWriter(wire.JSON))
+	}
+	text, err := json.Marshal(all["r"].attributes)
+	if want := `{"display_name":"n","host":"i"}`; err != nil || string(text) != want || all["r"].user != "u" {
+		t.Errorf("got %s of user %s, %v; want %s of user u", text, all["r"].user, err, want)
+	}
+}
+
 func TestNewSaysWhatIsMissing(t *testing.T) {
 	t.Setenv("OS_AUTH_URL", "")
 	for text, want := range map[string]string{
-		"gnocchi://?resources_definition_file=/none":                                  "option resources_definition_file: open /none",
-		"gnocchi://?resources_definition_file=testdata/gnocchi_resources.yaml":        "it needs OS_AUTH_URL",
-		"gnocchi://h?resources_definition_file=testdata/gnocchi_resources.yaml&ssl=x": "option ssl",
+		"gnocchi://?resources_definition_file=/none":                                     "option resources_definition_file: open /none",
+		"gnocchi://?resources_definition_file=testdata/gnocchi_resources.yaml":           "it needs OS_AUTH_URL",
+		"gnocchi://h?resources_definition_file=testdata/gnocchi_resources.yaml&ssl=x":    "option ssl",
+		"gnocchi://?resources_definition_file=testdata/gnocchi_resources.yaml&timeout=x": "option timeout",
 	} {
 		u, err := url.Parse(text)
 		if err != nil {

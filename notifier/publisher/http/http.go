@@ -13,6 +13,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/kvmeter/kvmeter/notifier/publisher"
 	"github.com/kvmeter/kvmeter/notifier/wire"
@@ -26,6 +27,9 @@ type poster struct {
 }
 
 var header = http.Header{"Content-Type": {"application/json"}}
+
+// empty are the payloads that raw_only leaves out.
+var empty = []string{"", "null", "{}", "[]", `""`, "0", "false"}
 
 // New returns the publisher of a URL.
 func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
@@ -64,8 +68,11 @@ func (p *poster) PublishEvents(ctx context.Context, events []sample.Event) error
 			continue
 		}
 		var raw struct{ Payload json.RawMessage }
-		if json.Unmarshal(events[i].Raw, &raw) == nil && raw.Payload != nil {
-			items = append(items, wire.NewWriter(wire.JSON).Value(nil, raw.Payload))
+		if json.Unmarshal(events[i].Raw, &raw) != nil {
+			continue
+		}
+		if payload := wire.NewWriter(wire.JSON).Value(nil, raw.Payload); !slices.Contains(empty, string(payload)) {
+			items = append(items, payload)
 		}
 	}
 	return publisher.Refuse(publisher.All, p.post(ctx, items))

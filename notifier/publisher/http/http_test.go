@@ -94,6 +94,25 @@ func TestOneByOneWithBasicAuth(t *testing.T) {
 	}
 }
 
+func TestRawOnlyLeavesOutWhatIsEmpty(t *testing.T) {
+	r := &recorder{}
+	s := httptest.NewServer(r)
+	defer s.Close()
+	p := open(t, s.URL+"/x?raw_only=true")
+	var events []sample.Event
+	for _, raw := range []string{`{"payload": {"a": 1}}`, `{"payload": {}}`, `{"payload": null}`, `{}`, ""} {
+		events = append(events, sample.Event{ID: "m", Type: "e", Raw: []byte(raw)})
+	}
+	for _, some := range [][]sample.Event{events, events[1:]} {
+		if err := p.(publisher.EventPublisher).PublishEvents(t.Context(), some); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff([]string{`/x   [{"a": 1}]`}, r.requests); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestAnAnswerDecidesWhetherTheSameIsSentAgain(t *testing.T) {
 	for status, final := range map[int]bool{400: true, 413: true, 422: true, 401: false, 404: false, 429: false, 500: false, 503: false} {
 		r := &recorder{status: status}

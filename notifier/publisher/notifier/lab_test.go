@@ -138,7 +138,7 @@ func TestMessagesAreCeilometers(t *testing.T) {
 		for _, part := range []struct {
 			event string
 			want  []string
-		}{{topic, want}, {topic + ".cpu", want[:1]}, {topic + ".memory", want[1:]}} {
+		}{{"metering", want}, {"metering.cpu", want[:1]}, {"metering.memory", want[1:]}} {
 			_, m := get(topic + ".sample")
 			if string(m["event_type"]) != `"`+part.event+`"` {
 				t.Errorf("event type %s, want %s", m["event_type"], part.event)

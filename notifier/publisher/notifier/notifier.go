@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,13 @@ import (
 	"github.com/kvmeter/kvmeter/notifier/publisher"
 	"github.com/kvmeter/kvmeter/sample"
 	"github.com/kvmeter/kvmeter/sample/ceilometer"
+)
+
+// Event types of the notifications, which are also the topics unless the URL
+// names others.
+const (
+	samplesType = "metering"
+	eventsType  = "event"
 )
 
 type notifier struct {
@@ -41,7 +49,34 @@ func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) { return ope
 // NewRPC returns the publisher of rpc://.
 func NewRPC(u *url.URL, d publisher.Deps) (publisher.Publisher, error) { return open(u, d, true) }
 
+// RPCURL returns that of rpc:// for meter://, as it was called, too.
+func RPCURL(u *url.URL) (*url.URL, error) {
+	to := *u
+	to.Scheme = "rpc"
+	return &to, nil
+}
+
+// Check says what is wrong with a URL of notifier:// or rpc://.
+func Check(u *url.URL, d publisher.Deps) error {
+	_, _, _, err := parse(u, d, false)
+	return err
+}
+
 func open(u *url.URL, d publisher.Deps, rpc bool) (publisher.Publisher, error) {
+	n, cfg, foreign, err := parse(u, d, rpc)
+	if err != nil {
+		return nil, err
+	}
+	n.bus, err = bus.NewForeignAMQP(cfg, "kvmeter "+u.Scheme+"://", d.Log, foreign.Declare)
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// parse returns the publisher of a URL without its connection, the broker that is
+// meant, and what is to be declared there.
+func parse(u *url.URL, d publisher.Deps, rpc bool) (*notifier, bus.Config, bus.Foreign, error) {
 	o := publisher.NewOptions(u)
 	topics := o.All("topic")
 	n := &notifier{
@@ -49,14 +84,14 @@ func open(u *url.URL, d publisher.Deps, rpc bool) (publisher.Publisher, error) {
 		target: o.Text("target", "record_metering_data"), name: "telemetry.publisher." + d.Name, wire: ceilometer.NewWriter(d.TelemetrySecret, ""),
 	}
 	if len(topics) == 0 {
-		n.topics, n.eventTopics = []string{"metering"}, []string{"event"}
+		n.topics, n.eventTopics = []string{samplesType}, []string{eventsType}
 	}
 	publisher.PolicyOf(o) // the notifier's spool keeps to it
 	cfg := d.AMQP
 	switch driver := o.Text("driver", "rabbit"); {
 	case u.Host == "":
 	case driver != "rabbit" && driver != "amqp" && driver != "kombu":
-		return nil, fmt.Errorf("option driver: %q is not supported; rabbit is", driver)
+		return nil, cfg, bus.Foreign{}, fmt.Errorf("option driver: %q is not supported; rabbit is", driver)
 	default:
 		scheme := "amqp"
 		if o.Bool("ssl", false) {
@@ -66,19 +101,13 @@ func open(u *url.URL, d publisher.Deps, rpc bool) (publisher.Publisher, error) {
 	}
 	durable, autoDelete := o.Bool("amqp_durable_queues", false), o.Bool("amqp_auto_delete", false)
 	if err := o.Done(d.Log); err != nil {
-		return nil, err
+		return nil, cfg, bus.Foreign{}, err
 	}
 	var queues []string
 	for _, topic := range append(append([]string{}, n.topics...), n.eventTopics...) {
 		queues = append(queues, n.queue(topic))
 	}
-	foreign := bus.Foreign{Exchange: ceilometer.Exchange, Queues: queues, Durable: durable, AutoDelete: autoDelete}
-	var err error
-	n.bus, err = bus.NewForeignAMQP(cfg, "kvmeter "+u.Scheme+"://", d.Log, foreign.Declare)
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
+	return n, cfg, bus.Foreign{Exchange: ceilometer.Exchange, Queues: queues, Durable: durable, AutoDelete: autoDelete}, nil
 }
 
 // queue returns the queue of a topic, which is also its routing key. Samples
@@ -129,10 +158,11 @@ func (n *notifier) samples(b *sample.Batch) (ms []bus.Message) {
 		}
 		perMeter[s.Name] = append(own, payload[start:]...)
 	}
+	slices.Sort(meters)
 	for _, topic := range n.topics {
-		ms = append(ms, n.message(topic, topic, append(payload, ']')))
+		ms = append(ms, n.message(topic, samplesType, append(payload, ']')))
 		for _, m := range meters {
-			ms = append(ms, n.message(topic, topic+"."+m, append(perMeter[m], ']')))
+			ms = append(ms, n.message(topic, samplesType+"."+m, append(perMeter[m], ']')))
 		}
 	}
 	return ms
@@ -155,7 +185,7 @@ func (n *notifier) PublishEvents(ctx context.Context, events []sample.Event) err
 	payload = append(payload, ']')
 	var ms []bus.Message
 	for _, topic := range n.eventTopics {
-		ms = append(ms, n.message(topic, topic, payload))
+		ms = append(ms, n.message(topic, eventsType, payload))
 	}
 	return n.bus.Publish(ctx, ms...)
 }

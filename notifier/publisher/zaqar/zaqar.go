@@ -34,8 +34,24 @@ type zaqar struct {
 	web *publisher.Web // nil until the identity service said where Zaqar is
 }
 
+// Check says what is wrong with a URL, whatever the environment holds.
+func Check(u *url.URL, d publisher.Deps) error {
+	_, err := parse(u, d)
+	return err
+}
+
 // New returns the publisher of a URL. It connects when it has something to send.
 func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
+	z, err := parse(u, d)
+	if err != nil {
+		return nil, err
+	}
+	z.keystone, err = publisher.NewKeystone("messaging")
+	return z, err
+}
+
+// parse returns the publisher of a URL, without what only the environment says.
+func parse(u *url.URL, d publisher.Deps) (*zaqar, error) {
 	o := publisher.NewOptions(u)
 	queue := o.Text("queue", "")
 	var random [16]byte
@@ -49,9 +65,7 @@ func New(u *url.URL, d publisher.Deps) (publisher.Publisher, error) {
 	if queue == "" {
 		return nil, errors.New("it needs the option queue")
 	}
-	var err error
-	z.keystone, err = publisher.NewKeystone("messaging")
-	return z, err
+	return z, nil
 }
 
 // Publish posts the samples of all parts.
