@@ -174,6 +174,10 @@ test-packages: go ## install, start, upgrade and purge the packages, in a root a
 	@scripts/packages.sh "the guest" $(PACKAGES_VM) debootstrap
 	$(GO) test -tags lab -count=1 -v -timeout 60m $(EXEC) ./test/packages -args -guest
 
+.PHONY: test-chart
+test-chart: go ## render the Helm chart, and hold it against Kubernetes' types and the programs' settings
+	cd test/chart && $(GO) vet ./... && $(GO) test -count=1 ./...
+
 .PHONY: release
 release: go ## packages, SBOM and checksums in dist/; reproducible, licences and vulnerabilities checked
 	@scripts/packages.sh "a release" jq
