@@ -100,6 +100,7 @@ type Store struct {
 	log       *zap.Logger
 	metrics   *metrics
 	disk      *disk
+	said      sync.Map // paths of damaged files
 	lock      *pebble.Lock
 	db        *pebble.DB
 	catalogue *catalogue
@@ -365,11 +366,21 @@ func (l pebbleLog) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
+// damaged says that a file of the samples' database is damaged, once: what is in
+// it cannot be read, which costs neither the rest nor what is yet to be stored.
+func (s *Store) damaged(info pebble.DataCorruptionInfo) {
+	if _, said := s.said.LoadOrStore(info.Path, true); !said {
+		s.log.Error("a file of the store is damaged; what it holds cannot be read: restore a backup",
+			zap.String("file", info.Path), zap.Error(info.Details))
+	}
+}
+
 // pebbleOptions are those of the samples' database. Blocks are large since
 // most reads are of neighbours, and compressed well only where data rests.
 func (s *Store) pebbleOptions() *pebble.Options {
 	o := &pebble.Options{
 		FS: s.disk, Lock: s.lock, Logger: pebbleLog{s.log.Named("pebble").Sugar(), s.fail},
+		EventListener:               &pebble.EventListener{DataCorruption: s.damaged},
 		FormatMajorVersion:          pebble.FormatValueSeparation,
 		CacheSize:                   s.options.CacheBytes,
 		MemTableSize:                32 << 20,

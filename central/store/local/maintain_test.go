@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -169,6 +170,71 @@ func TestRepairDropsWhatCannotBeReadAndWorksOutTheRest(t *testing.T) {
 				t.Errorf("got %d meters, %v", len(ms), err)
 			}
 		})
+	}
+}
+
+func TestADamagedFileCostsOnlyWhatItHolds(t *testing.T) {
+	ctx := context.Background()
+	o := Options{Retention: -1, EventRetention: -1}
+	sound := filepath.Join(t.TempDir(), "sound")
+	s := open(t, sound, o)
+	f := newFleet(t, 1, 40)
+	ingest(t, s, f, 100_000)
+	settle(t, s)
+	closeStore(t, s)
+	opened := 0
+	for part := range int64(3) {
+		dir := filepath.Join(t.TempDir(), "damaged")
+		if err := os.CopyFS(dir, os.DirFS(sound)); err != nil {
+			t.Fatal(err)
+		}
+		damage(t, dir, 1+2*part, 8)
+		s, err := Open(dir, o)
+		if err != nil {
+			if !pebble.IsCorruptionError(err) {
+				t.Errorf("part %d: got %v", part, err)
+			}
+			continue
+		}
+		opened++
+		if err := s.Samples(ctx, store.Filter{}, func(store.Sample) bool { return true }); err != nil && !pebble.IsCorruptionError(err) {
+			t.Errorf("part %d: got %v", part, err)
+		}
+		appendTick(t, s, crashBatch(1))
+		if ps := verify(t, s); len(ps) == 0 {
+			t.Errorf("part %d: no problem was found", part)
+		}
+		closeStore(t, s)
+		if _, err := Repair(ctx, dir, o, func(string) {}); !errors.Is(err, errDamaged) {
+			t.Errorf("part %d: got %v", part, err)
+		}
+	}
+	if opened == 0 {
+		t.Error("no damaged store could be opened; the test is blind")
+	}
+}
+
+// damage changes a byte in a part of the largest file of samples.
+func damage(t *testing.T, dir string, part, of int64) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "samples", "*.sst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var largest []byte
+	var name string
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(data) > len(largest) {
+			largest, name = data, f
+		}
+	}
+	largest[int64(len(largest))*part/of+100] ^= 0x55
+	if err := os.WriteFile(name, largest, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

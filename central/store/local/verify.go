@@ -36,7 +36,8 @@ func (s *Store) Verify(ctx context.Context, report func(problem string)) (Checke
 
 // Repair opens a store, deletes the records that cannot be read, works out
 // anew what is known of its resources and rolls up all hours again. It calls
-// report for each problem that it finds.
+// report for each problem that it finds. Where a file is damaged it ends with an
+// error and has changed nothing.
 func Repair(ctx context.Context, dir string, o Options, report func(problem string)) (c Checked, err error) {
 	o.lenient = true
 	s, err := Open(dir, o)
@@ -65,6 +66,9 @@ func (s *Store) repair(ctx context.Context, report func(problem string)) (Checke
 	err = errors.Join(c.all(), v.close())
 	if err != nil {
 		return c.Checked, err
+	}
+	if c.damaged {
+		return c.Checked, errDamaged
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -99,6 +103,9 @@ func (s *Store) repair(ctx context.Context, report func(problem string)) (Checke
 	return c.Checked, nil
 }
 
+// errDamaged is what [Repair] can't mend.
+var errDamaged = errors.New("files of the store are damaged, not only records in them: restore a backup")
+
 type hourResource struct {
 	hour     hour
 	resource uint32
@@ -115,6 +122,8 @@ type checker struct {
 	states map[*resource]*state // of Repair
 	hours  map[hourResource]bool
 	rolled rolledCheck
+
+	damaged bool // files are: there are records that cannot be told one from the other
 }
 
 // rolledCheck collects the points of a series' hour, whose chunks are
@@ -153,14 +162,28 @@ func (c *checker) all() error {
 	return nil
 }
 
-// each calls check with the records of a kind.
+// each calls check with the records of a kind. Where a file is damaged it leaves
+// out the rest of that.
 func (c *checker) each(kind byte, check func(k, v []byte) error) error {
 	it, err := c.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{kind}, UpperBound: []byte{kind + 1}})
 	if err != nil {
 		return err
 	}
-	for ok := it.First(); ok; ok = it.Next() {
+	next := []byte{kind} // after what was read
+	after := func(ok bool) bool {
+		for !ok {
+			lost := c.skip(next, kind, it.Error())
+			if lost == nil {
+				break
+			}
+			next = lost
+			ok = it.SeekGE(next)
+		}
+		return ok
+	}
+	for ok := after(it.First()); ok; ok = after(it.Next()) {
 		c.Records++
+		next = append(append(next[:0], it.Key()...), 0)
 		v, err := it.ValueAndErr()
 		if err == nil && c.Records%1024 == 0 {
 			err = c.ctx.Err()
@@ -175,9 +198,31 @@ func (c *checker) each(kind byte, check func(k, v []byte) error) error {
 	return it.Close()
 }
 
+// skip takes note of what a damaged file holds of a kind from a key on, and returns
+// the key after that; nil where err is no damage.
+func (c *checker) skip(from []byte, kind byte, err error) []byte {
+	info := pebble.ExtractDataCorruptionInfo(err)
+	if info == nil {
+		return nil
+	}
+	end := append(slices.Clone(info.Bounds.End.Key), 0)
+	if bytes.Compare(end, from) <= 0 {
+		return nil
+	}
+	if end[0] > kind {
+		end = []byte{kind + 1}
+	}
+	c.problem(nil, "records %x to %x are in a damaged file: %v", from, end, err)
+	c.damaged = true
+	return end
+}
+
 // records decodes what stands for itself.
 func (c *checker) records() error {
+	read := func(_, _ []byte) error { return nil }
 	for kind, decode := range map[byte]func(k, v []byte) error{
+		keyForeign: read,
+		keyDay:     read, // compared later
 		keyRows:    c.rows,
 		keyBatch:   func(_, v []byte) error { return (&batchInfo{}).decode(v) },
 		keyBatchID: func(_, v []byte) error { return (&place{}).decode(v) },
@@ -331,6 +376,10 @@ func (c *checker) compare() error {
 	value, closer, err := c.snap.Get(key)
 	var r roller
 	r.roll(points, m.Kind, c.holders)
+	if pebble.IsCorruptionError(err) {
+		c.problem(key, "the rollups of %s of %q cannot be read: %v", m.Name, res.id, err)
+		return nil
+	}
 	if errors.Is(err, pebble.ErrNotFound) {
 		c.problem(key, "there are no rollups of %s of %q", m.Name, res.id)
 		return nil
@@ -400,11 +449,13 @@ func (c *checker) compareDay(series []byte, dr *dayRollup) error {
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil
 	}
+	if pebble.IsCorruptionError(err) { // which is told of
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer closer.Close()
-	c.Records++
 	if want, ok := dr.append(nil, d, c.meters[m].Kind); ok && bytes.Equal(value, want) {
 		return nil
 	}
