@@ -928,3 +928,34 @@ func TestTheWallClockCanBeSet(t *testing.T) {
 		})
 	}
 }
+
+// TestAClockSetBackBeforeAnythingIsSpooledIsKept has the disk know of a time that is
+// to come, before it fails.
+func TestAClockSetBackBeforeAnythingIsSpooledIsKept(t *testing.T) {
+	skew := time.Duration(0)
+	w := newWorld(t, func(o *Options) {
+		now := o.Now
+		o.Wall = func() time.Time { return now().Add(skew) }
+	})
+	w.d.Spool(w.d.now())
+	skew = -time.Hour
+	w.d.Spool(w.d.now())
+	w.fs.Fail(func(op crashfs.Op, _ string) error {
+		if op == crashfs.Write {
+			return errors.New("no space left on device")
+		}
+		return nil
+	})
+	lost := w.o.Wall()
+	addBatch(w.d, lost)
+	w.d.Spool(w.d.now())
+	w.at = w.at.Add(10 * time.Minute)
+	w.fs.Fail(nil)
+	w.kill()
+	addBatch(w.d, w.o.Wall())
+	w.d.Spool(w.d.now())
+	if gaps := gapsOf(w.try(w.d.Live, true)); len(gaps) != 1 || gaps[0].From > lost.UnixMicro() || gaps[0].To < lost.UnixMicro() {
+		t.Errorf("gaps %+v, want one over %d", gaps, lost.UnixMicro())
+	}
+	w.stop()
+}

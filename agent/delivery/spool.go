@@ -106,10 +106,8 @@ func readBatch(r *diskqueue.Record) (b spooledBatch, err error) {
 type disk struct {
 	dec   *sample.Decoder
 	retry time.Time // not before, after an error
-	// restart is the gap before this start, until it is in the spool; seen is what
-	// the state says meanwhile.
-	restart *sample.Gap
-	seen    int64
+	restart *sample.Gap // before this start, until it is in the spool
+	seen    int64       // by what the state on disk says, or is to say while there is a restart
 }
 
 // spoolState is what is known of the spool; mu is held.
@@ -207,6 +205,7 @@ func (d *Delivery) open() (*diskqueue.Queue, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.disk.seen = last
 	if known {
 		d.numbers = numbers{epoch: kept.epoch, next: kept.reserved, reserved: kept.reserved, kept: true}
 	}
@@ -217,7 +216,7 @@ func (d *Delivery) open() (*diskqueue.Queue, error) {
 			around := 2 * d.o.Interval.Microseconds()
 			gap.From, gap.To = t-around, last+around
 		}
-		d.disk.restart, d.disk.seen = &gap, last
+		d.disk.restart = &gap
 		d.o.Metrics.gaps.Inc()
 		d.keepGaps(gap) // should the disk fail: two that are equal are one
 	}
@@ -278,7 +277,7 @@ func (d *Delivery) write(q *diskqueue.Queue, now time.Time) error {
 		wake(d.wakeSpool)
 	}
 	if err == nil && len(fresh) == 0 {
-		err = mark(q, wall)
+		err = d.mark(q, wall)
 	}
 	if err != nil || len(fresh) == 0 {
 		return err
@@ -326,8 +325,12 @@ func (d *Delivery) write(q *diskqueue.Queue, now time.Time) error {
 
 // mark keeps it on disk that the wall clock was set back, so that a start after a
 // kill knows since when it misses batches.
-func mark(q *diskqueue.Queue, wall int64) error {
-	if q.Stats().Newest <= wall {
+func (d *Delivery) mark(q *diskqueue.Queue, wall int64) error {
+	last := q.Stats().Newest
+	if last == 0 { // nothing was put yet, and the state is what a start goes by
+		last = d.disk.seen
+	}
+	if last <= wall {
 		return nil
 	}
 	refs, err := q.Put(true, diskqueue.Record{Kind: ofMark, Time: wall})
@@ -534,6 +537,7 @@ func (d *Delivery) reserve() error {
 	if err := writeState(d.o.FS, d.statePath(), keep); err != nil {
 		return fmt.Errorf("keep the numbers of batches: %w", err)
 	}
+	d.disk.seen = keep.seen
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.numbers.epoch == n.epoch { // else they ran out meanwhile
