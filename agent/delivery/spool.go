@@ -104,8 +104,8 @@ func readBatch(r *diskqueue.Record) (b spooledBatch, err error) {
 
 // disk is what only the goroutine that writes to the disk uses.
 type disk struct {
-	dec   *sample.Decoder
-	retry time.Time // not before, after an error
+	dec     *sample.Decoder
+	retry   time.Time   // not before, after an error
 	restart *sample.Gap // before this start, until it is in the spool
 	seen    int64       // by what the state on disk says, or is to say while there is a restart
 }
