@@ -231,9 +231,9 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	a.brake.budget = cfg.Budget / 100
 	a.began = time.Now()
-	a.lives = newLives(deps.Life, m, a.plans, &cfg)
-	a.kvm = &kvm{reader: deps.KVM, run: m.collector("kvm")}
 	a.hooks = newHooks(deps.Log, m, a.state, deps.Hooks, &cfg)
+	a.lives = newLives(deps.Life, m, a.plans, a.hooks, &cfg)
+	a.kvm = &kvm{reader: deps.KVM, run: m.collector("kvm")}
 	return a, nil
 }
 

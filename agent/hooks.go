@@ -205,6 +205,13 @@ func (hs *hooks) notes() []string {
 	return notes
 }
 
+// count reports whether a hook counts the meter to the end of what it follows.
+func (hs *hooks) count(m *sample.Meter) bool {
+	return slices.ContainsFunc(hs.list, func(h *hook) bool {
+		return h.on && h.fault == "" && slices.ContainsFunc(h.series, func(s collectors.Series) bool { return s.Meter == m })
+	})
+}
+
 // id returns an ID that was not given before.
 func (hs *hooks) id() uint32 {
 	hs.ids++
@@ -458,6 +465,14 @@ func (t *task) emitHooks(id uint32, short []shortfall) {
 		if s := h.lacks(short); s != nil {
 			t.builder.Add(h.check.MeterRef, h.Origin(), sample.Int(s.lack))
 		}
+	}
+}
+
+// emitHooked adds a row of what the hooks counted of a resource, if they did.
+func (a *Agent) emitHooked(t *task, id uint32, r *sample.Row, base int64) {
+	if n := t.hooked(id, nil); n > 0 {
+		a.row(t, r, n, base)
+		t.emitHooks(id, nil)
 	}
 }
 

@@ -155,6 +155,30 @@ func TestHooks(t *testing.T) {
 	}
 }
 
+func TestWhatAHookHasCountedAtTheEndIsSent(t *testing.T) {
+	disk := &fakeHook{name: "disk"}
+	w := hookedWorld(t, 2, "standard", disk)
+	w.agent.lives.task = lastTask(w.agent.plans, w.agent.hooks)
+	task := w.task(false)
+	w.poll(task)
+	vda := disk.targets[1].Disks[0].ID
+	disk.counts[vda] = [3]uint64{100, 7, 0}
+	w.poll(task)
+	disk.counts[vda] = [3]uint64{140, 9, 0}
+	w.proc.kill(102)
+	w.agent.mu.Lock()
+	w.agent.scanned = time.Time{}
+	w.agent.mu.Unlock()
+	got, gaps := w.poll(task)
+	if diff := cmp.Diff([]string{"2-vda fake.bucket.3 9", "2-vda fake.bytes 140"}, brief(got, "fake.bytes", "fake.bucket.3")); diff != "" {
+		t.Errorf("samples (-want +got):\n%s", diff)
+	}
+	ended := slices.ContainsFunc(gaps, func(g sample.Gap) bool { return g.Resource == guestUUID(2)+"-vda" })
+	if !ended { // of what QEMU alone counts
+		t.Errorf("no gap of the disk in %+v", gaps)
+	}
+}
+
 func TestWhatAHookCannotSeeIsNoZero(t *testing.T) {
 	disk := &fakeHook{name: "disk", blind: true}
 	w := hookedWorld(t, 1, "standard", disk)

@@ -15,17 +15,19 @@ import (
 
 // What was counted between the last poll and the end is read in time: of a
 // process by the hook at its end, of a NIC from the kernel's news of removed
-// interfaces, of disks while the domain is paused before it is taken away.
+// interfaces, of disks while the domain is paused before it is taken away, of
+// what hooks count as long as they follow the domain, which is until the next poll.
 
 // lastTask returns the task that makes last samples, of all that the plans ask for.
-func lastTask(plans []plan) *task {
+func lastTask(plans []plan, hs *hooks) *task {
 	t := &task{builder: sample.NewBuilder()}
 	for _, p := range plans {
-		one := newTask(p, &hooks{})
+		one := newTask(p, hs)
 		t.meters = append(t.meters, p.meters...)
 		t.usage, t.nic, t.deltas = t.usage|one.usage, t.nic|one.nic, t.deltas || one.deltas
 		t.disk, t.allDisks = t.disk|one.disk, t.allDisks|one.allDisks
 	}
+	t.hooks = hs.asked(t.meters)
 	return t
 }
 
@@ -34,6 +36,25 @@ func (a *Agent) flushLast(base int64) {
 	if a.lives.task.builder.Len() > 0 {
 		a.flush(a.lives.task, base)
 	}
+}
+
+// lastOfHooks sends what the hooks have counted of a domain that ended or whose
+// devices change.
+func (a *Agent) lastOfHooks(d *domain) {
+	t := a.lives.task
+	if d.id == 0 || len(t.hooks) == 0 {
+		return
+	}
+	base := time.Now().UnixMicro()
+	a.hooks.read(context.Background(), t.hooks, nil, fresh{}, base)
+	a.emitHooked(t, d.id, &d.cpuRow, base)
+	for i := range d.nics {
+		a.emitHooked(t, d.nics[i].id, &d.nics[i].row, base)
+	}
+	for i := range d.disks {
+		a.emitHooked(t, d.disks[i].id, &d.disks[i].row, base)
+	}
+	a.flushLast(base)
 }
 
 // lastOfNICs sends what NICs had counted in all whose interfaces were removed

@@ -70,12 +70,12 @@ type end struct {
 }
 
 // newLives returns what accounts the ends of domains for all plans.
-func newLives(hook Lifecycle, m *metrics, plans []plan, cfg *Config) *lives {
+func newLives(hook Lifecycle, m *metrics, plans []plan, hs *hooks, cfg *Config) *lives {
 	l := &lives{Lifecycle: hook, ends: map[bpf.Proc]*end{}, late: map[string]lateLink{}, swept: hook == nil, run: m.collector("lifecycle")}
 	if cfg.Counters != "" {
 		l.dir = filepath.Join(filepath.Dir(cfg.Counters), "domains")
 	}
-	l.task = lastTask(plans)
+	l.task = lastTask(plans, hs)
 	return l
 }
 

@@ -127,11 +127,7 @@ func (a *Agent) poll(ctx context.Context, t *task) {
 			a.emitNIC(t, d, &d.nics[n], base)
 		}
 		for n := range d.disks {
-			k := &d.disks[n]
-			if hooked := t.hooked(k.id, nil); hooked > 0 {
-				a.row(t, &k.row, hooked, base)
-				t.emitHooks(k.id, nil)
-			}
+			a.emitHooked(t, d.disks[n].id, &d.disks[n].row, base)
 		}
 	}
 	a.emitStopped(t, base)
@@ -383,6 +379,7 @@ func (a *Agent) ended(d *domain, now int64) {
 	a.metrics.differ(d.check.last, -1)
 	a.metrics.silent.DeleteLabelValues(d.uuid)
 	d.release()
+	a.lastOfHooks(d)
 	a.lastOfNICs(d)
 	if !a.awaitEnd(d) {
 		a.unaccounted(d, now)
@@ -402,12 +399,14 @@ type device struct {
 	sent     int64 // µs since the epoch; 0: never
 }
 
-// devices returns the NICs, disks and vCPUs of a domain that are polled.
+// devices returns the NICs, disks and vCPUs of a domain that are polled; of disks
+// those of which more is asked for than what hooks count to their end.
 func (a *Agent) devices(d *domain) []device {
-	var nics, disks, vcpus bool
+	var nics, disks, unhooked, vcpus bool
 	for _, p := range a.plans {
 		nics = nics || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "nic" })
 		disks = disks || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "disk" })
+		unhooked = unhooked || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "disk" && !a.hooks.count(m) })
 		vcpus = vcpus || slices.ContainsFunc(p.meters, func(m *sample.Meter) bool { return m.Resource == "vcpu" })
 	}
 	var all []device
@@ -417,7 +416,7 @@ func (a *Agent) devices(d *domain) []device {
 		}
 	}
 	for i := range d.disks {
-		if disks && !d.paused {
+		if !d.paused && (unhooked || disks && d.disks[i].id == 0) {
 			all = append(all, device{d.disks[i].row.Resource, d.disks[i].sent})
 		}
 	}
@@ -481,6 +480,7 @@ func (a *Agent) identify(d *domain, now time.Time) {
 	default:
 		return
 	}
+	a.lastOfHooks(d)
 	a.lastOfNICs(d)
 	before := a.devices(d)
 	d.define(now, def, a.cfg.Source, a.cfg.Node, taps, func(name string) int { return a.indexOf(d, name) })

@@ -192,6 +192,6 @@ func (a *Agent) take(r *reload) {
 	defer a.mu.Unlock()
 	a.plans, a.planNotes = r.plans, r.notes
 	a.fallover = newFallover(r.plans, a.billing)
-	a.lives.task = lastTask(r.plans)
+	a.lives.task = lastTask(r.plans, a.hooks)
 	a.noted = false
 }
