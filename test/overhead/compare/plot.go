@@ -55,23 +55,3 @@ func plotDots(path, title, axis string, least float64, dots []dot) error {
 	p.X.Min, p.X.Max = least, math.Pow(10, math.Ceil(math.Log10(most)+0.01))
 	return p.Save(18*vg.Centimeter, vg.Length(len(dots)+3)*0.8*vg.Centimeter, path)
 }
-
-// plotLines draws how figures grow; both axes are logarithmic.
-func plotLines(path, title, x, y string, lines map[string]plotter.XYs, names []string) error {
-	p := plot.New()
-	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
-	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
-	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
-	p.Legend.Top, p.Legend.Left = true, true
-	p.Add(plotter.NewGrid())
-	for i, name := range names {
-		line, points, err := plotter.NewLinePoints(lines[name])
-		if err != nil {
-			return err
-		}
-		line.Color, points.Color, points.Shape = plotutil.Color(i), plotutil.Color(i), plotutil.Shape(i)
-		p.Add(line, points)
-		p.Legend.Add(name, line, points)
-	}
-	return p.Save(16*vg.Centimeter, 10*vg.Centimeter, path)
-}
