@@ -286,6 +286,7 @@ sinks: [{name: k, publishers: ["store://"]}]`, all.Publishers, nil)
 		Columns: []sample.Column{{Meter: 0, Origin: sample.Walk, Bitmap: []byte{3}, Values: []uint64{1001, 2001}}},
 		IDs:     []string{in.ID.Sample(0).String(), in.ID.Sample(1).String()},
 		Gaps:    []sample.Gap{{Meter: "*", Resource: "domain-c", From: 1, To: 2, Reason: "stuck", Node: "node-1"}},
+		Of:      in.Node,
 	}
 	if diff := cmp.Diff(want, out); diff != "" {
 		t.Errorf("derived batch (-want +got):\n%s", diff)

@@ -29,7 +29,7 @@ func TestLifeThatIsRefusedSaysWhy(t *testing.T) {
 		caps []uintptr
 		want string
 	}{
-		"without a capability":     {[]uintptr{unix.CAP_BPF}, "CAP_PERFMON missing"},
+		"without a capability":     {[]uintptr{unix.CAP_BPF}, "missing: CAP_PERFMON"},
 		"without any":              {nil, bpf.ErrNoCapability.Error()},
 		"with those that it needs": {[]uintptr{unix.CAP_BPF, unix.CAP_PERFMON}, "false []\n"},
 	} {
